@@ -1,0 +1,20 @@
+"""Grouping prompts by length, so that hardly a padding token is computed."""
+
+from collections.abc import Sequence
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Split the indices of ``lengths`` into batches of similar length, the longest first.
+
+    A batch of b prompts, the longest of L tokens, costs b * L tokens with its padding and stays within
+    ``batch_tokens``; a prompt longer than that makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and (len(batches[-1]) + 1) * longest <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            longest = max(1, lengths[index])
+            batches.append([index])
+    return batches

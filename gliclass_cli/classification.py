@@ -1,0 +1,196 @@
+"""Classify whole inputs: rows in from files, rows out to a writer; counting, never printing."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from gliclass_cli.classifier import Classifier, Query, StreamOptions
+from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
+from gliclass_cli.files import Output, check_input, open_source
+from gliclass_cli.labels import LabelProblem, LabelSet, labels_from_cell
+from gliclass_cli.predictions import Choice, Prediction
+from gliclass_cli.readers import ReadOptions, read_rows
+from gliclass_cli.records import FieldProblem, Record, RowError, look_up, string_fields, text_of
+from gliclass_cli.writers import Writer
+
+OnError = Literal["record", "skip", "stop"]
+
+
+class Inputs:
+    """The rows of several inputs, one after another; each is opened when the one before is read.
+
+    ``columns`` and ``header_raw`` are those of the first input that has a header, once it is open.
+    """
+
+    def __init__(self, names: Sequence[str], options: ReadOptions) -> None:
+        """Check that the inputs are there. Raises InputUnusable."""
+        for name in names:
+            check_input(name)
+        self.names = tuple(names)
+        self.options = options
+        self.columns: tuple[str, ...] | None = None
+        self.header_raw = b""
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the rows. Raises InputUnusable, UsageProblem."""
+        for name in self.names:
+            with open_source(name) as source:
+                rows = read_rows(source, self.options)
+                if self.columns is None:
+                    self.columns, self.header_raw = rows.columns, rows.header_raw
+                yield from rows.records
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked of each row. ``labels`` serve all rows, or those that have no ``labels_field``."""
+
+    labels: LabelSet | None
+    labels_field: str | None = None
+    choice: Choice = field(default_factory=Choice)
+    stream: StreamOptions = field(default_factory=StreamOptions)
+    on_error: OnError = "record"
+    skip: int = 0
+    limit: int | None = None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did; ``rows`` counts all rows read, ``written`` those that left something in the output."""
+
+    rows: int = 0
+    written: int = 0
+    errors: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+
+    def line(self) -> str:
+        """Return the summary for people, on one line."""
+        rate = self.rows / self.seconds if self.seconds > 0 else 0.0
+        parts = [f"{self.rows:,} row{'' if self.rows == 1 else 's'}"]
+        if self.errors:
+            parts.append(f"{self.errors:,} with errors")
+        if self.truncated:
+            parts.append(f"{self.truncated:,} truncated")
+        return ", ".join([*parts, f"{rate:,.1f} rows/s", f"{self.seconds:.1f} s"])
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who hears of a run: of each bad row, and of the progress after each window (with its last row)."""
+
+    bad_row: Callable[[Record, RowError], None] = lambda record, error: None
+    progress: Callable[[Summary, Record], None] = lambda summary, record: None
+
+
+def classify_rows(
+    inputs: Inputs,
+    classifier: Classifier,
+    make_writer: Callable[[Inputs], Writer],
+    output: Output,
+    settings: Settings,
+    *,
+    rejects: Output | None = None,
+    listeners: Listeners | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Classify all rows of ``inputs`` into ``output``, in order.
+
+    Raises:
+        InputUnusable: an input cannot be read on, or a bad row under ``on_error="stop"``; all before is written.
+        OutputFailed: the output cannot be written.
+        Interrupted: ``stop`` was set; all finished rows are written.
+    """
+    listeners = listeners or Listeners()
+    stop = stop or threading.Event()
+    summary = Summary()
+    start = time.monotonic()
+    writer: Writer | None = None
+    records = itertools.islice(
+        inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
+    )
+    for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
+        writer = writer or make_writer(inputs)
+        lines: list[bytes] = []
+        try:
+            for query, prediction in window:
+                lines.append(_row(query.item, prediction, writer, settings, summary, rejects, listeners))
+        finally:
+            output.write(b"".join(lines))
+            output.flush()
+        summary.seconds = time.monotonic() - start
+        if window:
+            listeners.progress(summary, window[-1][0].item)
+    if stop.is_set():
+        at = settings.skip + summary.rows
+        raise Interrupted(f"interrupted; {summary.rows:,} rows are done and written; to go on after them: --skip {at}")
+    writer = writer or make_writer(inputs)
+    output.write(writer.end())
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _row(
+    record: Record,
+    prediction: Prediction | None,
+    writer: Writer,
+    settings: Settings,
+    summary: Summary,
+    rejects: Output | None,
+    listeners: Listeners,
+) -> bytes:
+    """Count a row and return its bytes."""
+    error = record.error
+    if error is not None:
+        if settings.on_error == "stop":
+            raise InputUnusable(f"{record.where}: {error.message} (--on-error stop)")
+        summary.errors += 1
+        listeners.bad_row(record, error)
+        if rejects is not None:
+            rejects.write(record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))
+    summary.rows += 1
+    if prediction is not None and prediction.truncated is not None:
+        summary.truncated += 1
+    if error is not None and settings.on_error == "skip":
+        return b""
+    line = writer.row(record, prediction)
+    summary.written += bool(line)
+    return line
+
+
+def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
+    """Find text and labels of each row; a row without them goes on as an error in its place."""
+    paths = inputs.options.text_fields
+    for number, record in enumerate(records):
+        if record.error is not None or record.fields is None:
+            yield Query(record, None)
+            continue
+        try:
+            text = text_of(record.fields, paths)
+            labels = _labels_of(record, settings)
+        except FieldProblem as problem:
+            if number == 0 and not paths and len(string_fields(record.fields)) > 1 and "text" not in record.fields:
+                raise UsageProblem(f"{record.where}: which field holds the text? {problem}") from problem
+            yield Query(replace(record, error=RowError(problem.code, str(problem), record.line)), None)
+        else:
+            yield Query(record, text, labels)
+
+
+def _labels_of(record: Record, settings: Settings) -> LabelSet | None:
+    if settings.labels_field is None or record.fields is None:
+        return settings.labels
+    try:
+        value = look_up(record.fields, settings.labels_field)
+        if value not in (None, ""):
+            return labels_from_cell(value)
+    except FieldProblem as problem:
+        if settings.labels is None:
+            raise FieldProblem("no_labels", str(problem)) from problem
+    except LabelProblem as problem:
+        raise FieldProblem("bad_labels", f"field {settings.labels_field!r}: {problem}") from problem
+    if settings.labels is None:
+        raise FieldProblem("no_labels", f"field {settings.labels_field!r} is empty")
+    return settings.labels

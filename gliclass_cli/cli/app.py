@@ -1,0 +1,109 @@
+"""The application: its commands, and the one place where errors become messages and exit codes."""
+
+import contextlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
+from gliclass_cli.cli.classify import ClassifyOptions, classify
+from gliclass_cli.cli.completions import CompletionsOptions, completions_of
+from gliclass_cli.cli.doctor import DoctorOptions, doctor
+from gliclass_cli.cli.models import models
+from gliclass_cli.cli.options import command
+from gliclass_cli.cli.tag import EPILOG as TAG_EPILOG
+from gliclass_cli.cli.tag import TagOptions, tag
+from gliclass_cli.cli.terminal import say
+from gliclass_cli.errors import ExitCode, GliclassError
+
+EPILOG = "Every option can also be set in the environment as GLICLASS_<OPTION>. More: man gliclass"
+
+
+class _Group(TyperGroup):
+    """Turns our errors into one line on stderr and an exit code; tracebacks only with GLICLASS_DEBUG=1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GliclassError as error:
+            _debug()
+            say(str(error))
+            raise typer.Exit(int(error.exit_code)) from error
+        except BrokenPipeError as error:
+            _silence_stdout()
+            raise typer.Exit(int(ExitCode.READER_GONE)) from error
+
+
+app = typer.Typer(
+    name="gliclass",
+    cls=_Group,
+    help="Classify text from a terminal: any labels, no training, offline.",
+    epilog=EPILOG,
+    add_completion=False,
+    no_args_is_help=True,
+    # Plain help starts in a third of the time that rich help takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from gliclass_cli import __version__
+
+        typer.echo(f"gliclass {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("-V", "--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
+
+
+command(app, ClassifyOptions, "classify", epilog=CLASSIFY_EPILOG)(classify)
+command(app, TagOptions, "tag", epilog=TAG_EPILOG)(tag)
+app.add_typer(models, name="models")
+command(app, DoctorOptions, "doctor")(doctor)
+command(app, CompletionsOptions, "completions")(completions_of(app))
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    code: int = ExitCode.BUG
+    try:
+        app()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else ExitCode.DONE
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        _debug()
+        say(f"this is a bug of ours: {type(error).__name__}: {error} (GLICLASS_DEBUG=1 shows where)")
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        _silence_stdout()
+        code = code or ExitCode.READER_GONE
+    # A thread may still wait for input that never comes: end without waiting for it.
+    os._exit(code)
+
+
+def _debug() -> None:
+    if os.environ.get("GLICLASS_DEBUG"):
+        traceback.print_exc()
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, so that the flush at exit does not fail again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

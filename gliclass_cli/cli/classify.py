@@ -1,0 +1,275 @@
+"""``gliclass classify``: stream rows in, rows with their labels out."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gliclass_cli.cli.options import (
+    Format,
+    LabelOptions,
+    ModelOptions,
+    OnError,
+    OutputFormat,
+    hint_single_label,
+    option,
+)
+from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
+from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem
+from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN
+
+if TYPE_CHECKING:
+    from gliclass_cli.classification import Inputs, Settings
+    from gliclass_cli.labels import LabelSet
+    from gliclass_cli.readers import ReadOptions
+    from gliclass_cli.records import Record, RowError
+    from gliclass_cli.writers import Writer
+
+EPILOG = """Examples:
+
+  gliclass classify tickets.jsonl --labels labels.txt | jq -r .prediction.label
+
+  gliclass classify reviews.csv --text-field review -l good -l bad -o out.csv
+
+  tail -f app.log | gliclass classify -l error -l routine --select error"""
+
+# Messages about bad rows before only their number is told.
+_TOLD_ROWS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What is read, and how."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...", show_default=False, help="Files, or - for standard input; .gz .bz2 .xz .zst too."
+        ),
+    ] = None
+    text_field: Annotated[
+        list[str] | None,
+        option(
+            "-t",
+            "--text-field",
+            help="Field to classify, dotted if nested; repeated: joined. Default: text, else the only string.",
+            metavar="FIELD",
+        ),
+    ] = None
+    format: Annotated[
+        Format | None, option("-f", "--format", help="Format of the input. Default: by its name, else its first byte.")
+    ] = None
+    encoding: Annotated[str, option("--encoding", help="Encoding of the input.", metavar="NAME")] = "utf-8"
+    delimiter: Annotated[
+        str | None, option("--delimiter", help="Delimiter of CSV input, one character.", metavar="CHAR")
+    ] = None
+    no_header: Annotated[
+        bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
+    ] = False
+    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, metavar="N")] = 0
+    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, metavar="N")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    output: Annotated[
+        str | None,
+        option(
+            "-o", "--output", help="Write to FILE, complete or not at all; .gz .bz2 .xz .zst compress.", metavar="FILE"
+        ),
+    ] = None
+    output_format: Annotated[
+        OutputFormat | None, option("--output-format", help="Format of the output. Default: by -o's name, else jsonl.")
+    ] = None
+    select: Annotated[
+        list[str] | None,
+        option(
+            "--select",
+            help="Write only the original lines of rows that got LABEL, unchanged; exit 1 if none.",
+            metavar="LABEL",
+        ),
+    ] = None
+    as_key: Annotated[
+        str, option("--as", help="Name of the key, or of the columns, that is added.", metavar="NAME")
+    ] = "prediction"
+    on_error: Annotated[
+        OnError,
+        option("--on-error", help="A bad row: record it in its place, skip it, or stop with exit 3."),
+    ] = OnError.record
+    rejects: Annotated[
+        str | None, option("--rejects", help="Write the raw lines of bad rows to FILE.", metavar="FILE")
+    ] = None
+
+
+# Bases count from the last to the first: labels come first in the help.
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, LabelOptions):
+    """Everything that ``classify`` takes."""
+
+    labels_field: Annotated[
+        str | None,
+        option(
+            "--labels-field", help="Field with the row's own candidates: a list, or text joined by |.", metavar="FIELD"
+        ),
+    ] = None
+    linger: Annotated[
+        int, option("--linger", help="Milliseconds that a row waits at most for company.", min=0, metavar="MS")
+    ] = 50
+    batch_tokens: Annotated[
+        int | None, option("--batch-tokens", help="Tokens computed in one go, padding included.", min=1, metavar="N")
+    ] = None
+    quiet: Annotated[bool, option("-q", "--quiet", help="No progress, no summary; errors only.")] = False
+
+
+def classify(options: ClassifyOptions) -> None:
+    """Stream rows in, JSON Lines with labels and scores out, in the order of the input."""
+    names = _input_names(options)
+    labels = _labels(options)
+    from gliclass_cli.classification import Inputs, Listeners, classify_rows
+    from gliclass_cli.classifier import Classifier
+    from gliclass_cli.cli.progress import Progress
+    from gliclass_cli.files import Output
+
+    inputs = Inputs(names, _read_options(options))
+    classifier = Classifier.load(
+        options.model, threads=options.threads, max_length=options.max_length, template=options.template
+    )
+    output = Output(options.output)
+    rejects = Output(options.rejects) if options.rejects is not None else None
+    bad_rows = _BadRows()
+    try:
+        with interruptible() as stop, Progress(names, shown=not options.quiet) as progress:
+            summary = classify_rows(
+                inputs,
+                classifier,
+                lambda opened: _writer(options, labels, opened),
+                output,
+                _settings(options, labels),
+                rejects=rejects,
+                listeners=Listeners(bad_rows.tell, progress.show),
+                stop=stop,
+            )
+        output.commit()
+    except (InputUnusable, Interrupted, UsageProblem) as error:
+        output.close()
+        kept = f" (written so far: {output.part})" if output.part else ""
+        raise type(error)(f"{error}{kept}") from error
+    finally:
+        bad_rows.end()
+        if rejects is not None:
+            rejects.commit()
+    if not options.quiet:
+        say(summary.line())
+    if summary.errors:
+        raise typer.Exit(int(ExitCode.ROW_ERRORS))
+    if options.select and not summary.written:
+        raise typer.Exit(int(ExitCode.NEGATIVE))
+
+
+class _BadRows:
+    """Tells the first bad rows, then only how many there were."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def tell(self, record: "Record", error: "RowError") -> None:
+        self._count += 1
+        if self._count <= _TOLD_ROWS:
+            say(f"{record.where}: {error.message}")
+
+    def end(self) -> None:
+        if self._count > _TOLD_ROWS:
+            say(f"... and {self._count - _TOLD_ROWS:,} more rows with errors (--rejects FILE keeps them all)")
+
+
+def _input_names(options: ClassifyOptions) -> tuple[str, ...]:
+    """Return the inputs; standard input where none is named, unless a person sits there. Raises UsageProblem."""
+    names = tuple(options.inputs or ())
+    if not names and is_terminal(sys.stdin):
+        raise UsageProblem(
+            "nothing to classify: name files, or pipe rows in; for example\n"
+            "  gliclass classify tickets.jsonl --labels labels.txt\n"
+            "  echo 'I was charged twice' | gliclass classify -l billing -l shipping\n"
+            "Help: gliclass classify --help"
+        )
+    if names.count(STDIN) > 1:
+        raise UsageProblem("standard input (-) can be read once only")
+    return names or (STDIN,)
+
+
+def _labels(options: ClassifyOptions) -> "LabelSet | None":
+    """Return the labels for all rows. Raises UsageProblem."""
+    labels = options.label_set()
+    if labels is None and options.labels_field is None:
+        raise UsageProblem("no labels: give -l LABEL for each, --labels FILE, or --labels-field FIELD")
+    if options.labels == STDIN and STDIN in (options.inputs or [STDIN]):
+        raise UsageProblem("standard input (-) cannot be both the label file and the input")
+    for wanted in options.select or ():
+        if labels is not None and options.labels_field is None and wanted not in labels.names:
+            raise UsageProblem(f"--select {wanted!r} is not one of the labels: {', '.join(labels.names)}")
+    if labels is not None:
+        hint_single_label(labels, options.multi)
+    return labels
+
+
+def _read_options(options: ClassifyOptions) -> "ReadOptions":
+    from gliclass_cli.readers import ReadOptions
+
+    return ReadOptions(
+        format=options.format.value if options.format else None,
+        encoding=options.encoding,
+        delimiter=options.delimiter,
+        header=not options.no_header,
+        text_fields=tuple(options.text_field or ()),
+    )
+
+
+def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":
+    from gliclass_cli.classification import Settings
+    from gliclass_cli.classifier import BATCH_TOKENS, StreamOptions
+
+    return Settings(
+        labels=labels,
+        labels_field=options.labels_field,
+        choice=options.choice(),
+        stream=StreamOptions(batch_tokens=options.batch_tokens or BATCH_TOKENS, linger=options.linger / 1000),
+        on_error=options.on_error.value,
+        skip=options.skip,
+        limit=options.limit,
+    )
+
+
+def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
+    """Build the writer, once the first input is open and its columns are known."""
+    from gliclass_cli import writers
+
+    if options.select:
+        return writers.SelectWriter(frozenset(options.select), inputs.header_raw)
+    kind = options.output_format or _format_of(options.output)
+    if kind in (OutputFormat.csv, OutputFormat.tsv):
+        return writers.CsvWriter(
+            key=options.as_key,
+            delimiter="," if kind is OutputFormat.csv else "\t",
+            digits=options.digits,
+            header=not options.no_header,
+            columns=inputs.columns,
+        )
+    if kind is OutputFormat.label:
+        return writers.LabelWriter()
+    if kind is OutputFormat.table:
+        longest = max((len(name) for name in labels.names), default=5) if labels else 20
+        fields = tuple(options.text_field or ())
+        return writers.TableWriter(min(longest, 30), width(), fields)
+    return writers.JsonlWriter(options.as_key, with_source=len(inputs.names) > 1)
+
+
+def _format_of(name: str | None) -> OutputFormat:
+    """Tell the output's format by the name of its file."""
+    path = PurePath((name or "").lower())
+    if path.suffix in COMPRESSED_SUFFIXES:
+        path = path.with_suffix("")
+    return {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv}.get(path.suffix, OutputFormat.jsonl)

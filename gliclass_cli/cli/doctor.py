@@ -1,0 +1,85 @@
+"""``gliclass doctor``: is this installation sound?"""
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from gliclass_cli.cli.options import option
+from gliclass_cli.errors import ExitCode, GliclassError
+from gliclass_cli.model_folder import DEFAULT_MODEL
+
+_LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "orjson", "typer", "rich", "tqdm", "huggingface_hub")
+_OPTIONAL = ("onnx", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Everything that ``doctor`` takes."""
+
+    model: Annotated[
+        str, option("--model", help="'default' (the bundled model) or a model folder.", metavar="NAME|FOLDER")
+    ] = DEFAULT_MODEL
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+
+
+def doctor(options: DoctorOptions) -> None:
+    """Show versions, cores and the model, and check that it answers as it should."""
+    from gliclass_cli import __version__
+    from gliclass_cli.cores import available_cores
+
+    report: dict[str, Any] = {
+        "gliclass": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) or "MISSING" for name in _LIBRARIES},
+        **{name: _version(name) or "not installed (optional)" for name in _OPTIONAL},
+        "cores": available_cores(),
+    }
+    try:
+        report |= _check_model(options.model)
+        ready = True
+    except GliclassError as error:
+        report["problem"] = str(error)
+        ready = False
+    report["ready"] = ready and all(_version(name) for name in _LIBRARIES)
+    if options.as_json:
+        typer.echo(json.dumps(report))
+    else:
+        longest = max(map(len, report))
+        for name, value in report.items():
+            typer.echo(f"{name:<{longest}}  {value}")
+    sys.stdout.flush()
+    if not report["ready"]:
+        raise typer.Exit(int(ExitCode.MODEL))
+
+
+def _check_model(name: str) -> dict[str, Any]:
+    """Compare the model's file with its digest, and its answer with the one it was shipped with."""
+    from gliclass_cli.classifier import Classifier
+    from gliclass_cli.errors import ModelUnusable
+    from gliclass_cli.model_folder import file_digest, find_model, read_model_folder
+
+    folder = read_model_folder(find_model(name))
+    if file_digest(folder.graph.path) != folder.graph.sha256:
+        raise ModelUnusable(f"{folder.graph.path}: is not the file it should be (SHA-256 differs); install it again")
+    difference = Classifier.load(name).self_check()
+    if not difference <= folder.self_check.tolerance:
+        raise ModelUnusable(
+            f"{folder.path}: the self-check is off by {difference:.4f} (at most {folder.self_check.tolerance})"
+        )
+    return {
+        "model": f"{folder.name} {folder.version} ({folder.precision}) in {folder.path}",
+        "self_check": f"logits within {difference:.4f} of the expected ones",
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,60 @@
+"""The progress bar: on stderr, and only where a person watches it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gliclass_cli.classification import Summary
+from gliclass_cli.cli.terminal import is_terminal
+from gliclass_cli.files import STDIN
+from gliclass_cli.records import Record
+
+
+class Progress:
+    """How far the input is read, in bytes where all sizes are known, and rows per second."""
+
+    def __init__(self, names: Sequence[str], *, shown: bool) -> None:
+        """Show nothing off a terminal, or where not ``shown``."""
+        self._shown = shown and is_terminal(sys.stderr)
+        self._sizes = {name: _size(name) for name in names}
+        self._bar: Any = None
+        self._source = names[0]
+        self._read_before = 0
+
+    def __enter__(self) -> "Progress":
+        if self._shown:
+            from tqdm import tqdm
+
+            total = sum(self._sizes.values()) if all(self._sizes.values()) else None
+            bar = "{percentage:3.0f}%|{bar}| " if total else ""
+            left = "<{remaining}" if total else ""
+            self._bar = tqdm(
+                total=total, file=sys.stderr, leave=False, bar_format=bar + "{desc} [{elapsed}" + left + "]"
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, summary: Summary, record: Record) -> None:
+        """Move the bar to the last row written."""
+        if self._bar is None:
+            return
+        if record.source != self._source:
+            self._read_before += self._sizes.get(self._source, 0)
+            self._source = record.source
+        rate = summary.rows / summary.seconds if summary.seconds else 0.0
+        self._bar.set_description_str(f"{summary.rows:,} rows, {rate:,.0f} rows/s", refresh=False)
+        self._bar.n = self._read_before + record.position
+        self._bar.refresh()
+
+
+def _size(name: str) -> int:
+    """Return the size of a file, 0 where it has none: a pipe, standard input."""
+    path = Path(name)
+    return path.stat().st_size if name != STDIN and path.is_file() else 0

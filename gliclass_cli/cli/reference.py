@@ -1,0 +1,368 @@
+"""Completion scripts and man pages, generated from the application itself.
+
+``python scripts/write_reference.py`` writes them; a test says that what is checked in is what this gives. The scripts are static: TAB starts no Python.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+from gliclass_cli import __version__
+from gliclass_cli.errors import EXIT_CODE_MEANINGS
+
+COMPLETION_FILES = {"bash": "gliclass.bash", "zsh": "_gliclass", "fish": "gliclass.fish"}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An option, or an argument (without ``flags``); ``values`` are those a shell can offer."""
+
+    flags: tuple[str, ...]
+    metavar: str
+    help: str
+    values: tuple[str, ...]
+    takes_value: bool
+    repeated: bool
+    variable: str | None
+
+    @property
+    def kind(self) -> str:
+        """What a shell should offer: words, a file, a model (words and folders), or nothing."""
+        if self.metavar in ("NAME|FOLDER", "[MODEL]", "[FOLDER]..."):
+            return "model"
+        if self.values:
+            return "words"
+        return "file" if self.metavar in ("FILE", "[INPUT]...") else "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command as people meet it; ``path`` are the words that call it."""
+
+    path: tuple[str, ...]
+    help: str
+    epilog: str
+    parameters: tuple[Parameter, ...]
+    commands: tuple["Command", ...]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the help."""
+        return self.help.split("\n", 1)[0].rstrip(".")
+
+    @property
+    def options(self) -> tuple[Parameter, ...]:
+        """The parameters that have flags."""
+        return tuple(item for item in self.parameters if item.flags)
+
+    @property
+    def arguments(self) -> tuple[Parameter, ...]:
+        """The parameters that go by place."""
+        return tuple(item for item in self.parameters if not item.flags)
+
+    def walk(self) -> Iterator["Command"]:
+        """Yield this command and all below."""
+        yield self
+        for command in self.commands:
+            yield from command.walk()
+
+
+def describe(app: typer.Typer) -> Command:
+    """Return the tree of an application's commands."""
+    return _command(get_command(app), ("gliclass",))
+
+
+def completion_script(app: typer.Typer, shell: str) -> str:
+    """Return the completion script of ``bash``, ``zsh`` or ``fish``."""
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](describe(app))
+
+
+def man_pages(app: typer.Typer) -> dict[str, str]:
+    """Return the man pages by file name: one for the program, one for each of its commands."""
+    root = describe(app)
+    pages = {"gliclass.1": _page(root, root)}
+    for command in root.commands:
+        pages["-".join(command.path) + ".1"] = _page(command, root)
+    return pages
+
+
+def write_reference(app: typer.Typer, folder: Path) -> None:
+    """Write completion scripts and man pages below a folder."""
+    for shell, name in COMPLETION_FILES.items():
+        _write(folder / "completions" / name, completion_script(app, shell))
+    for name, page in man_pages(app).items():
+        _write(folder / "man" / name, page)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+def _command(command: Any, path: tuple[str, ...]) -> Command:
+    return Command(
+        path=path,
+        help=re.sub(r"[ \t]*\n[ \t]*", "\n", (command.help or "").strip()),
+        epilog=command.epilog or "",
+        parameters=(*(_parameter(item) for item in command.params), _HELP),
+        commands=tuple(_command(below, (*path, name)) for name, below in getattr(command, "commands", {}).items()),
+    )
+
+
+_HELP = Parameter(("-h", "--help"), "", "Show this message and exit.", (), False, False, None)
+_OFFERED = {"--encoding": ("utf-8", "latin-1", "cp1252", "utf-16"), "--model": ("default",)}
+
+
+def _parameter(item: Any) -> Parameter:
+    flags = tuple(item.opts) if item.param_type_name == "option" else ()
+    values = tuple(str(getattr(value, "value", value)) for value in getattr(item.type, "choices", ()))
+    if not values and (item.metavar or "") == "[MODEL]":
+        values = ("default",)
+    for flag in flags:
+        values = _OFFERED.get(flag, values)
+    takes_value = not getattr(item, "is_flag", False)
+    metavar = item.metavar or ("|".join(values) if values else "N" if takes_value else "")
+    repeated = bool(getattr(item, "multiple", False)) or item.nargs == -1
+    return Parameter(flags, metavar, item.help or "", values, takes_value, repeated, getattr(item, "envvar", None))
+
+
+# --- bash ---------------------------------------------------------------------------------------------------------
+
+
+def _bash(root: Command) -> str:
+    lines = [
+        "# bash completion for gliclass; generated by scripts/write_reference.py: do not edit",
+        "_gliclass() {",
+        "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=gliclass word",
+        "    local IFS=$'\\n'  # one candidate a line: file names may hold spaces",
+        "    # --option=value comes as three words",
+        '    if [[ $cur == "=" ]]; then cur=""; elif [[ $prev == "=" ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi',
+        '    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do',
+        '        case "$command $word" in',
+    ]
+    below = [command for command in root.walk() if command is not root]
+    lines += [f'            "{" ".join(c.path)}") command="{" ".join(c.path)}" ;;' for c in below]
+    lines += ["        esac", "    done", "    COMPREPLY=()", '    case "$command $prev" in']
+    for command in root.walk():
+        for item in command.options:
+            if item.takes_value:
+                names = "|".join(f'"{" ".join(command.path)} {flag}"' for flag in item.flags)
+                lines.append(f"        {names}) {_bash_offer(item)}; return ;;")
+    lines += ["    esac", '    case "$command" in']
+    for command in root.walk():
+        flags = [flag for item in command.options for flag in item.flags]
+        words = [*flags, *(below.path[-1] for below in command.commands)]
+        offer = f'COMPREPLY=($(compgen -W {_bash_words(words)} -- "$cur"))'
+        if command.arguments and not command.commands:
+            offer = (
+                f'if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W {_bash_words(flags)} -- "$cur")); '
+                f"else {_bash_offer(command.arguments[0])}; fi"
+            )
+        lines.append(f'        "{" ".join(command.path)}") {offer} ;;')
+    return "\n".join([*lines, "    esac", "}", "complete -F _gliclass gliclass", ""])
+
+
+def _bash_offer(item: Parameter) -> str:
+    words = f'$(compgen -W {_bash_words(item.values)} -- "$cur")'
+    if item.kind == "file":
+        return 'compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur"))'
+    if item.kind == "model":
+        return f'compopt -o filenames; COMPREPLY=({words} $(compgen -d -- "$cur"))'
+    return f"COMPREPLY=({words})" if item.kind == "words" else ":"
+
+
+def _bash_words(words: Iterable[str]) -> str:
+    return "$'" + "\\n".join(words) + "'"
+
+
+# --- zsh ----------------------------------------------------------------------------------------------------------
+
+
+def _zsh(root: Command) -> str:
+    lines = ["#compdef gliclass", "# generated by scripts/write_reference.py: do not edit", ""]
+    for command in reversed(list(root.walk())):
+        lines += _zsh_function(command)
+    return "\n".join([*lines, 'if [ "$funcstack[1]" = "_gliclass" ]; then _gliclass "$@"; fi', ""])
+
+
+def _zsh_function(command: Command) -> list[str]:
+    name = "_" + "_".join(command.path)
+    specs = [spec for item in command.options for spec in _zsh_option(item)]
+    specs += [
+        f"'{'*' if item.repeated else ''}:{_zsh_text(item.metavar)}:{_zsh_action(item)}'" for item in command.arguments
+    ]
+    lines = [f"{name}() {{"]
+    if command.commands:
+        lines += [
+            "    local line state",
+            f"    _arguments -C {' '.join(specs)} '1:command:->command' '*::argument:->argument'",
+        ]
+        lines += ["    case $state in", "        command)", "            local -a commands=("]
+        lines += [f"                '{below.path[-1]}:{_zsh_text(below.summary)}'" for below in command.commands]
+        lines += [
+            "            )",
+            "            _describe command commands ;;",
+            "        argument)",
+            "            case $line[1] in",
+        ]
+        lines += [f"                {below.path[-1]}) _{'_'.join(below.path)} ;;" for below in command.commands]
+        lines += ["            esac ;;", "    esac"]
+    else:
+        lines.append("    _arguments -s \\")
+        lines += [f"        {spec} \\" for spec in specs[:-1]] + [f"        {specs[-1]}"]
+    return [*lines, "}", ""]
+
+
+def _zsh_option(item: Parameter) -> Iterator[str]:
+    star = "*" if item.repeated else ""
+    value = f":{_zsh_text(item.metavar)}:{_zsh_action(item)}" if item.takes_value else ""
+    for flag in item.flags:
+        joined = "=" if item.takes_value and flag.startswith("--") else ""
+        yield f"'{star}{flag}{joined}[{_zsh_text(item.help)}]{value}'"
+
+
+def _zsh_action(item: Parameter) -> str:
+    if item.kind == "file":
+        return "_files"
+    if item.kind == "model":
+        return '_alternative "words:model:(default)" "folders:folder:_files -/"'
+    return f"({' '.join(item.values)})" if item.kind == "words" else " "
+
+
+def _zsh_text(text: str) -> str:
+    return re.sub(r"([\[\]:\\])", r"\\\1", text).replace("'", "'\\''")
+
+
+# --- fish ---------------------------------------------------------------------------------------------------------
+
+
+def _fish(root: Command) -> str:
+    lines = [
+        "# fish completion for gliclass; generated by scripts/write_reference.py: do not edit",
+        "complete -c gliclass -f",
+    ]
+    for command in root.walk():
+        condition = _fish_condition(command)
+        for below in command.commands:
+            lines.append(
+                f"complete -c gliclass -n {_fish_text(condition)} -a {below.path[-1]} -d {_fish_text(below.summary)}"
+            )
+        for item in command.options:
+            flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in item.flags)
+            value = f" -r{_fish_offer(item)}" if item.takes_value else ""
+            lines.append(f"complete -c gliclass -n {_fish_text(condition)} {flags}{value} -d {_fish_text(item.help)}")
+        for item in command.arguments:
+            if item.kind != "nothing":
+                lines.append(f"complete -c gliclass -n {_fish_text(condition)}{_fish_offer(item)}")
+    return "\n".join([*lines, ""])
+
+
+def _fish_condition(command: Command) -> str:
+    """Say when the command's completions apply: after its words, before those of a command below."""
+    conditions = [f"__fish_seen_subcommand_from {word}" for word in command.path[1:]]
+    if command.commands:
+        conditions.append("not __fish_seen_subcommand_from " + " ".join(below.path[-1] for below in command.commands))
+    return "; and ".join(conditions)
+
+
+def _fish_offer(item: Parameter) -> str:
+    if item.kind == "file":
+        return " -F"
+    if item.kind == "model":
+        return " -a 'default (__fish_complete_directories)'"
+    return f" -a {_fish_text(' '.join(item.values))}" if item.kind == "words" else ""
+
+
+def _fish_text(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# --- man ----------------------------------------------------------------------------------------------------------
+
+
+def _page(command: Command, root: Command) -> str:
+    name = "-".join(command.path)
+    lines = [
+        '.\\" Generated by scripts/write_reference.py: do not edit.',
+        f'.TH {name.upper()} 1 "" "gliclass {__version__}" "User Commands"',
+        ".SH NAME",
+        f"{_roff(name)} \\- {_roff(command.summary)}",
+        ".SH SYNOPSIS",
+    ]
+    lines += [line for item in (command.commands or (command,)) for line in _synopsis(item)]
+    lines += [".SH DESCRIPTION", *_paragraphs(command.help)]
+    if command.commands:
+        lines.append(".SH COMMANDS")
+        for below in command.commands:
+            lines += [".TP", f"\\fB{_roff(' '.join(below.path[1:]))}\\fR", _roff(below.help.replace("\n", " "))]
+    lines.append(".SH OPTIONS")
+    lines += _options(
+        [item for below in (command, *command.commands) if command is not root for item in below.parameters]
+    )
+    if command is root:
+        lines += _options(root.parameters)
+    lines += [".SH EXIT STATUS"]
+    for code, meaning in EXIT_CODE_MEANINGS.items():
+        lines += [".TP", f"\\fB{int(code)}\\fR", _roff(meaning)]
+    lines += [
+        ".SH ENVIRONMENT",
+        "Every option can also be set as \\fBGLICLASS_\\fIOPTION\\fR, in capitals, with _ for \\-; a flag wins. Options that",
+        "repeat are split at white space.",
+        ".TP",
+        "\\fBGLICLASS_DEBUG\\fR",
+        "Show the traceback of an error.",
+        ".TP",
+        "\\fBNO_COLOR\\fR",
+        "No colours, if not empty.",
+    ]
+    if command.epilog.startswith("Examples"):
+        lines += [".SH EXAMPLES", *_examples(command.epilog)]
+    others = ["-".join(item.path) for item in (root, *root.commands) if item is not command]
+    lines += [".SH SEE ALSO", ",\n".join(f"\\fB{_roff(other)}\\fR(1)" for other in others)]
+    return "\n".join([*lines, ""])
+
+
+def _synopsis(command: Command) -> Iterator[str]:
+    words = f"\\fB{_roff(' '.join(command.path))}\\fR"
+    if command.commands:
+        yield f"{words} \\fIcommand\\fR ..."
+    else:
+        arguments = "".join(f" \\fI{_roff(item.metavar)}\\fR" for item in command.arguments)
+        yield f"{words} [\\fIoptions\\fR]{arguments}"
+    yield ".br"
+
+
+def _options(parameters: Iterable[Parameter]) -> Iterator[str]:
+    seen = set()
+    for item in sorted(parameters, key=lambda item: bool(item.flags)):
+        key = item.flags or (item.metavar,)
+        if key in seen:
+            continue
+        seen.add(key)
+        flags = ", ".join(f"\\fB{_roff(flag)}\\fR" for flag in item.flags)
+        value = f" \\fI{_roff(item.metavar)}\\fR" if item.takes_value else ""
+        yield ".TP"
+        yield (flags + value).strip()
+        yield _roff(item.help)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for number, paragraph in enumerate(text.split("\n\n")):
+        if number:
+            yield ".PP"
+        yield _roff(paragraph.replace("\n", " "))
+
+
+def _examples(epilog: str) -> Iterator[str]:
+    for example in epilog.split("\n\n")[1:]:
+        yield from (".PP", ".EX", _roff(example.strip()), ".EE")
+
+
+def _roff(text: str) -> str:
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + escaped if escaped.startswith((".", "'")) else escaped

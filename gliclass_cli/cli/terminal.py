@@ -1,0 +1,63 @@
+"""The process around a command: its streams, its terminal, its signals."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from shutil import get_terminal_size
+from types import FrameType
+
+from gliclass_cli.errors import ExitCode
+
+
+def is_terminal(stream: object) -> bool:
+    """Tell whether a person watches this stream."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty and isatty())
+
+
+def wants_color(stream: object) -> bool:
+    """Tell whether colours may be used on a stream: never off a terminal, with NO_COLOR or on a dumb one."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """Return the width of the terminal in columns; 80 where there is none."""
+    return get_terminal_size((80, 24)).columns
+
+
+def say(message: str) -> None:
+    """Write a message for people: to stderr, with the name of the command."""
+    try:
+        sys.stderr.write(f"gliclass: {message}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads messages any more; the results and the exit code still count
+
+
+def clean(argument: str) -> str:
+    """Return a command line argument as valid text: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(argument).decode("utf-8", "replace")
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Set the event on the first Ctrl-C; the second one ends the process at once."""
+    stop = threading.Event()
+
+    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(ExitCode.INTERRUPTED)
+        stop.set()
+        say("stopping after the batch in hand; Ctrl-C again to stop at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

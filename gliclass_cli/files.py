@@ -1,0 +1,262 @@
+"""Opening what is read and written: compression by content, ``-`` for the standard streams, whole files or none."""
+
+import bz2
+import contextlib
+import difflib
+import gzip
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+from gliclass_cli.errors import InputUnusable, OutputFailed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+STDIN = "-"
+_MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+_HEAD = 1 << 16
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
+
+
+class _Replay(io.RawIOBase):
+    """A raw stream that gives back the head that was read to look at it, then goes on."""
+
+    def __init__(self, head: bytes, raw: io.RawIOBase) -> None:
+        self._head = memoryview(head)
+        self._raw = raw
+        self.consumed = len(head)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count] = self._head[:count]
+            self._head = self._head[count:]
+            return count
+        count_read = self._raw.readinto(buffer)
+        self.consumed += count_read or 0
+        return count_read
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+@dataclass(slots=True)
+class Source:
+    """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read."""
+
+    name: str
+    stream: "io.BufferedReader[Any]"
+    compressed: bool
+    size: int | None
+    _replay: _Replay = field(repr=False)
+
+    def consumed(self) -> int:
+        """Return how many bytes of the file itself have been read, compressed or not."""
+        return self._replay.consumed
+
+    def peek(self) -> bytes:
+        """Return the first bytes without consuming them; empty only at the end of the input."""
+        with self.reading():
+            return self.stream.peek(_HEAD)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn what can go wrong while reading into InputUnusable."""
+        try:
+            yield
+        except _DAMAGE as error:
+            raise InputUnusable(
+                f"{self.name}: the compressed data is damaged or cut off after {self.consumed()} bytes ({error})"
+            ) from error
+        except OSError as error:
+            raise InputUnusable(f"{self.name}: cannot be read on: {error.strerror or error}") from error
+
+
+def check_input(name: str) -> None:
+    """Raise InputUnusable for a name that is missing or a directory, before any work is done."""
+    if name == STDIN:
+        return
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise InputUnusable(f"{name}: is a directory; name its files, for example {path}/*.jsonl")
+        path.stat()
+    except OSError as error:
+        raise InputUnusable(f"{name}: {_reason(error)}{_similar(path)}") from error
+
+
+@contextlib.contextmanager
+def open_source(name: str) -> Iterator[Source]:
+    """Open a file or ``-``; gz, bz2, xz and zst are recognised by their first bytes and decompressed.
+
+    Raises:
+        InputUnusable: it cannot be opened.
+    """
+    check_input(name)
+    try:
+        # File descriptor 0 itself: no lock of sys.stdin is held while a thread waits for input.
+        raw = io.FileIO(0, closefd=False) if name == STDIN else io.FileIO(name)
+        head = _read_head(raw)
+        size = os.fstat(raw.fileno()).st_size or None
+    except OSError as error:
+        raise InputUnusable(f"{_shown(name)}: {_reason(error)}") from error
+    replay = _Replay(head, raw)
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    stream: "io.BufferedReader[Any]" = io.BufferedReader(replay, _HEAD)
+    if kind:
+        stream = io.BufferedReader(_decompress(kind, stream), _HEAD)
+    try:
+        yield Source(_shown(name), stream, kind is not None, size, replay)
+    finally:
+        stream.close()
+
+
+def read_text_file(name: str, what: str, problem: type[Exception]) -> str:
+    """Return a small text file (UTF-8, a byte order mark is dropped); raises ``problem`` with a full message."""
+    try:
+        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise problem(f"{what} {name}: {_reason(error)}{_similar(Path(name))}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise problem(f"{what} {name}:{line}: not UTF-8 text (byte {error.object[error.start]:#04x})") from error
+
+
+class Output:
+    """Where results go: standard output, or a file that is complete or does not exist.
+
+    A file is written as ``FILE.part`` and renamed by ``commit``; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are
+    compressed by their ending. Without ``commit`` the part stays, with all that was written.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
+        self.part: Path | None = None
+        self._file: BinaryIO
+        self._stream: IO[bytes]
+        if name is None or name == STDIN:
+            self._file = self._stream = sys.stdout.buffer
+            return
+        path = Path(name)
+        if path.is_dir():
+            raise OutputFailed(f"{name}: is a directory; name a file in it")
+        # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
+        special = path.exists() and not path.is_file()
+        self._target = path.resolve()
+        self.part = path if special else self._target.with_name(self._target.name + ".part")
+        with self._writing():
+            self._file = self.part.open("wb")
+            self._stream = self._file if special else _compress(self._target.suffix, self._file)
+
+    def write(self, data: bytes) -> None:
+        """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
+        with self._writing():
+            self._stream.write(data)
+
+    def flush(self) -> None:
+        """Hand on what is written: on standard output a reader sees it now."""
+        if self.part is None:
+            with self._writing():
+                self._stream.flush()
+
+    def commit(self) -> None:
+        """Finish: the file appears under its name, in one step, with all its bytes on the disk."""
+        self.close()
+        if self.part and self.part.name.endswith(".part"):
+            with self._writing():
+                self.part.replace(self._target)
+
+    def close(self) -> None:
+        """Write all that is buffered, without renaming."""
+        if self.part is None:
+            self.flush()
+            return
+        with self._writing():
+            if self._stream is not self._file:
+                self._stream.close()
+            if not self._file.closed:
+                self._file.flush()
+                if self.part.is_file():
+                    os.fsync(self._file.fileno())
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = self.part or "standard output"
+            raise OutputFailed(f"{where}: cannot be written: {_reason(error)}") from error
+
+
+def _read_head(raw: io.FileIO) -> bytes:
+    """Read until the first bytes tell whether the data is compressed: one read, unless it is very short."""
+    head = b""
+    while not head or any(magic.startswith(head) and magic != head for magic in _MAGIC):
+        more = raw.read(_HEAD)
+        if not more:
+            break
+        head += more
+    return head
+
+
+def _decompress(kind: str, stream: "io.BufferedReader[Any]") -> Any:
+    if kind == "gz":
+        return gzip.GzipFile(fileobj=stream)
+    if kind == "bz2":
+        return bz2.BZ2File(stream)
+    if kind == "xz":
+        return lzma.LZMAFile(stream)
+    return zstd.ZstdFile(stream)
+
+
+def _compress(suffix: str, file: BinaryIO) -> IO[bytes]:
+    if suffix == ".gz":
+        # No time and no name inside: the same results give the same bytes.
+        return cast(IO[bytes], gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0))
+    if suffix == ".bz2":
+        return cast(IO[bytes], bz2.BZ2File(file, "wb"))
+    if suffix == ".xz":
+        return cast(IO[bytes], lzma.LZMAFile(file, "wb"))
+    if suffix == ".zst":
+        return cast(IO[bytes], zstd.ZstdFile(file, "wb"))
+    return file
+
+
+def _shown(name: str) -> str:
+    return "stdin" if name == STDIN else name
+
+
+def _reason(error: OSError) -> str:
+    return {
+        "No such file or directory": "no such file",
+        "Permission denied": "permission denied",
+        "No space left on device": "no space left on the disk",
+    }.get(error.strerror or "", error.strerror or str(error))
+
+
+def _similar(path: Path) -> str:
+    """Suggest a file of that folder with nearly that name."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()][:10_000]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""

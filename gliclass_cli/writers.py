@@ -1,0 +1,200 @@
+"""Writers: from records and predictions to bytes, in each output format. A row keeps all its own fields."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from gliclass_cli.errors import InputUnusable
+from gliclass_cli.labels import CELL_SEPARATOR
+from gliclass_cli.predictions import Prediction
+from gliclass_cli.records import Record
+
+FORMATS = ("jsonl", "csv", "tsv", "label", "table")
+_LINE_ENDS = str.maketrans("\r\n\t", "   ")
+
+
+class Writer(Protocol):
+    """Turns one row after another into bytes, then says what ends the output."""
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the bytes of a row; a row with an error has no prediction. Raises InputUnusable."""
+
+    def end(self) -> bytes:
+        """Return what makes the output whole, for example the header of a table without rows."""
+
+
+@dataclass(slots=True)
+class JsonlWriter:
+    """One JSON object a line: the row as it came, and one more key."""
+
+    key: str = "prediction"
+    with_source: bool = False
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the row with its prediction, or its error, under ``key``."""
+        if record.fields and self.key in record.fields:
+            raise _key_taken(record, self.key)
+        value = orjson.dumps(self._value(record, prediction))
+        body = record.body
+        if body is None:
+            # What cannot be said in JSON (a lone surrogate) has become an error in the reader.
+            body = orjson.dumps(record.fields or {})
+        comma = b"," if record.fields else b""
+        return b"%s%s%s:%s}\n" % (body[:-1], comma, orjson.dumps(self.key), value)
+
+    def _value(self, record: Record, prediction: Prediction | None) -> dict[str, Any]:
+        if prediction is not None:
+            return prediction.to_dict()
+        error: dict[str, Any] = {}
+        if record.error is not None:
+            error = {"code": record.error.code, "message": record.error.message, "line": record.error.line}
+            if self.with_source:
+                error["file"] = record.source
+        return {"label": None, "score": None, "labels": [], "scores": {}, "error": error}
+
+    def end(self) -> bytes:
+        """Return nothing: JSON Lines need no end."""
+        return b""
+
+
+@dataclass(slots=True)
+class CsvWriter:
+    """CSV or TSV: the row's own columns, then the prediction, its score, and all its labels joined by ``|``."""
+
+    key: str = "prediction"
+    delimiter: str = ","
+    digits: int = 4
+    header: bool = True
+    columns: Sequence[str] | None = None
+    _started: bool = False
+    _buffer: io.StringIO = field(default_factory=lambda: io.StringIO(newline=""))
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the row, after the header where it is the first."""
+        fields = record.fields or {}
+        start = self._header(record)
+        extra = next((name for name in fields if name not in (self.columns or ())), None)
+        if extra is not None and record.error is None:
+            raise InputUnusable(
+                f"{record.where}: field {extra!r} is not in the first row, so that it has no column; "
+                "write --output-format jsonl"
+            )
+        cells = [_cell(fields.get(name)) for name in self.columns or ()]
+        if prediction is None or prediction.label is None or prediction.score is None:
+            cells += ["", "", ""]
+        else:
+            score = f"{prediction.score:.{self.digits}f}"
+            cells += [prediction.label, score, CELL_SEPARATOR.join(prediction.labels)]
+        return start + self._line(cells)
+
+    def end(self) -> bytes:
+        """Return the header where there was no row."""
+        return self._header(None)
+
+    def _header(self, first: Record | None) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        if self.columns is None:
+            self.columns = tuple(first.fields) if first and first.fields else ()
+        added = (self.key, f"{self.key}_score", f"{self.key}_labels")
+        for name in added:
+            if name in self.columns:
+                raise _key_taken(first, name)
+        return self._line([*self.columns, *added]) if self.header else b""
+
+    def _line(self, cells: Sequence[str]) -> bytes:
+        self._buffer.seek(0)
+        self._buffer.truncate()
+        csv.writer(self._buffer, delimiter=self.delimiter, lineterminator="\n").writerow(cells)
+        return self._buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWriter:
+    """One label a line, the best accepted one, aligned with the input; an empty line where there is none."""
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the label of the row."""
+        label = (prediction.label if prediction else None) or ""
+        return label.translate(_LINE_ENDS).encode("utf-8", "backslashreplace") + b"\n"
+
+    def end(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class TableWriter:
+    """Columns for people: score, label, and the beginning of the text, cut to the width of the terminal."""
+
+    label_width: int
+    width: int = 80
+    text_fields: tuple[str, ...] = ()
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return one line."""
+        if prediction is None:
+            message = record.error.message if record.error else ""
+            return self._line("error", "-", message)
+        score = "-" if prediction.score is None else f"{prediction.score:.3f}"
+        return self._line(score, prediction.label or "-", self._text(record.fields or {}))
+
+    def end(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def _text(self, fields: Mapping[str, Any]) -> str:
+        names = self.text_fields or (("text",) if "text" in fields else ())
+        values = [fields[name] for name in names if name in fields] or [
+            value for value in fields.values() if isinstance(value, str)
+        ]
+        return " ".join(str(value) for value in values)
+
+    def _line(self, score: str, label: str, text: str) -> bytes:
+        label = printable(label)
+        line = f"{score:>5}  {label[: self.label_width]:<{self.label_width}}  {printable(text)}"
+        return line[: self.width].rstrip().encode("utf-8", "backslashreplace") + b"\n"
+
+
+@dataclass(slots=True)
+class SelectWriter:
+    """Grep by meaning: only the original lines of rows that got one of ``wanted``, as they came."""
+
+    wanted: frozenset[str]
+    header_raw: bytes = b""
+    found: int = 0
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the original bytes of a matching row, the header of its CSV before the first."""
+        if prediction is None or self.wanted.isdisjoint(prediction.labels):
+            return b""
+        self.found += 1
+        header = self.header_raw if self.found == 1 else b""
+        return header + record.raw + (b"" if record.raw.endswith(b"\n") else b"\n")
+
+    def end(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+
+def printable(text: str) -> str:
+    """Return text fit for a terminal's line: what is not printable, escape sequences too, becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in text[:4096])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def _key_taken(record: Record | None, key: str) -> InputUnusable:
+    where = f"{record.where}: " if record else ""
+    return InputUnusable(f"{where}the row already has a field {key!r}; name another with --as")
