@@ -23,6 +23,7 @@ _gliclass() {
         "gliclass classify --threshold") :; return ;;
         "gliclass classify --top-k") :; return ;;
         "gliclass classify --digits") :; return ;;
+        "gliclass classify --labels-field") :; return ;;
         "gliclass classify -t"|"gliclass classify --text-field") :; return ;;
         "gliclass classify -f"|"gliclass classify --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
         "gliclass classify --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
@@ -39,7 +40,6 @@ _gliclass() {
         "gliclass classify --template") :; return ;;
         "gliclass classify --max-length") :; return ;;
         "gliclass classify --threads") :; return ;;
-        "gliclass classify --labels-field") :; return ;;
         "gliclass classify --linger") :; return ;;
         "gliclass classify --batch-tokens") :; return ;;
         "gliclass tag -l"|"gliclass tag --label") :; return ;;
@@ -55,7 +55,7 @@ _gliclass() {
     esac
     case "$command" in
         "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\ndoctor\ncompletions\nmodels' -- "$cur")) ;;
-        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--template\n--max-length\n--threads\n--labels-field\n--linger\n--batch-tokens\n-q\n--quiet\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--template\n--max-length\n--threads\n--linger\n--batch-tokens\n-q\n--quiet\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--template\n--max-length\n--threads\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--json\n-h\n--help' -- "$cur")) ;;
         "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;

@@ -157,6 +157,8 @@ class Output:
             raise OutputFailed(f"{name}: is a directory; name a file in it")
         # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
         special = path.exists() and not path.is_file()
+        if not path.absolute().parent.is_dir():
+            raise OutputFailed(f"{name}: there is no folder {path.parent}; make it first")
         self._target = path.resolve()
         self.part = path if special else self._target.with_name(self._target.name + ".part")
         with self._writing():

@@ -40,6 +40,18 @@ _TOLD_ROWS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowLabelOptions(LabelOptions):
+    """Labels for all rows, or of each row."""
+
+    labels_field: Annotated[
+        str | None,
+        option(
+            "--labels-field", help="Field with the row's own candidates: a list, or text joined by |.", metavar="FIELD"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputOptions:
     """What is read, and how."""
 
@@ -107,15 +119,9 @@ class OutputOptions:
 
 # Bases count from the last to the first: labels come first in the help.
 @dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, LabelOptions):
+class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, RowLabelOptions):
     """Everything that ``classify`` takes."""
 
-    labels_field: Annotated[
-        str | None,
-        option(
-            "--labels-field", help="Field with the row's own candidates: a list, or text joined by |.", metavar="FIELD"
-        ),
-    ] = None
     linger: Annotated[
         int, option("--linger", help="Milliseconds that a row waits at most for company.", min=0, metavar="MS")
     ] = 50
@@ -126,7 +132,16 @@ class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, LabelOptions):
 
 
 def classify(options: ClassifyOptions) -> None:
-    """Stream rows in, JSON Lines with labels and scores out, in the order of the input."""
+    """Label rows from files or a pipe.
+
+    Rows come in as JSON Lines, JSON, CSV, TSV or plain text and go out in the same order, as JSON Lines. A row keeps
+    all its own fields, untouched, and gains one key, "prediction", with label, score, labels (all accepted) and
+    scores (every candidate). One label a row is chosen (softmax); --multi takes any number (sigmoid).
+
+    A row that cannot be classified keeps its place, with prediction.error saying why; the run goes on and ends with
+    exit code 5. A text that is too long for the model is cut, and prediction.truncated says so. With -o the file
+    appears under its name when it is complete; until then the work is in FILE.part.
+    """
     names = _input_names(options)
     labels = _labels(options)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows

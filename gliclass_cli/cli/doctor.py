@@ -28,7 +28,11 @@ class DoctorOptions:
 
 
 def doctor(options: DoctorOptions) -> None:
-    """Show versions, cores and the model, and check that it answers as it should."""
+    """Check the installation.
+
+    Shows versions, the cores that may be used and the model, checks the model's file against its digest and its answer
+    to an example against the one it was shipped with. Exit code 4 if anything is wrong.
+    """
     from gliclass_cli import __version__
     from gliclass_cli.cores import available_cores
 

@@ -254,7 +254,7 @@ def _fish(root: Command) -> str:
             )
         for item in command.options:
             flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in item.flags)
-            value = f" -r{_fish_offer(item)}" if item.takes_value else ""
+            value = f" {'-r' if item.kind == 'file' else '-x'}{_fish_offer(item)}" if item.takes_value else ""
             lines.append(f"complete -c gliclass -n {_fish_text(condition)} {flags}{value} -d {_fish_text(item.help)}")
         for item in command.arguments:
             if item.kind != "nothing":

@@ -21,6 +21,10 @@ EPILOG = """Examples:
   fortune | gliclass tag -l wisdom -l nonsense"""
 
 
+# Seconds that a line of standard input waits for the next one, to be computed with it.
+_LINGER = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class TagOptions(ModelOptions, LabelOptions):
     """Everything that ``tag`` takes."""
@@ -32,7 +36,11 @@ class TagOptions(ModelOptions, LabelOptions):
 
 
 def tag(options: TagOptions) -> None:
-    """Label texts typed at the prompt: a table on a terminal, JSON Lines in a pipe."""
+    """Label texts typed at the prompt.
+
+    On a terminal the answer is a table with a bar for each score; in a pipe it is JSON Lines, as of classify.
+    Without texts, each line of standard input is one.
+    """
     if not options.texts and is_terminal(sys.stdin):
         raise UsageProblem('nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping')
     labels = options.label_set()
@@ -50,7 +58,7 @@ def tag(options: TagOptions) -> None:
     output, writer, pretty = Output(None), JsonlWriter(), is_terminal(sys.stdout)
     queries = (Query(text, text, labels) for text in _texts(options))
     with interruptible() as stop:
-        for window in classifier.stream(queries, options.choice(), StreamOptions(linger=0.0), stop):
+        for window in classifier.stream(queries, options.choice(), StreamOptions(linger=_LINGER), stop):
             for query, prediction in window:
                 if prediction is not None and pretty:
                     _show(query.item, prediction)

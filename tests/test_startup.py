@@ -1,0 +1,66 @@
+"""What a fresh interpreter imports, and how much processor time it takes."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+LOADED = """
+import sys, runpy
+sys.argv = ["gliclass", *{arguments!r}]
+import os
+end = os._exit
+def report(code):
+    sys.stderr.write("\\nLOADED " + " ".join(sorted(sys.modules)))
+    sys.stderr.flush()
+    end(code)
+os._exit = report
+from gliclass_cli.__main__ import main
+main()
+report(0)
+"""
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules in memory when a command ends."""
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED.format(arguments=arguments)], capture_output=True, text=True, check=False
+    )
+    assert "\nLOADED " in result.stderr, result.stderr
+    return set(result.stderr.rsplit("\nLOADED ", 1)[1].split())
+
+
+def test_version_imports_next_to_nothing() -> None:
+    assert not loaded("--version") & {"typer", "rich", "orjson", "numpy", "onnxruntime", "gliclass_cli.cli"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["completions", "bash"]])
+def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
+    heavy = {"onnxruntime", "torch", "transformers", "numpy", "pydantic", "tokenizers", "rich", "tqdm", "orjson"}
+    assert not loaded(*arguments) & heavy
+
+
+def test_a_run_imports_neither_torch_nor_the_hub() -> None:
+    modules = loaded("tag", "hello", "-l", "greeting", "-l", "billing")
+    assert "onnxruntime" in modules
+    assert not modules & {"torch", "transformers", "huggingface_hub", "pydantic", "rich", "tqdm", "onnx"}
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """The least processor time of a few runs: what the machine does besides only adds to it."""
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "gliclass_cli", *arguments], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def test_help_takes_less_than_0_3_seconds_of_processor_time() -> None:
+    assert cpu_seconds("--help") < 0.3
+
+
+def test_a_one_off_tag_takes_less_than_0_8_seconds_of_processor_time() -> None:
+    assert cpu_seconds("tag", "I was charged twice", "-l", "billing", "-l", "shipping") < 0.8
