@@ -31,7 +31,7 @@ _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdErro
 class _Replay(io.RawIOBase):
     """A raw stream that gives back the head that was read to look at it, then goes on."""
 
-    def __init__(self, head: bytes, raw: io.RawIOBase) -> None:
+    def __init__(self, head: bytes, raw: Any) -> None:
         self._head = memoryview(head)
         self._raw = raw
         self.consumed = len(head)
@@ -45,9 +45,9 @@ class _Replay(io.RawIOBase):
             buffer[:count] = self._head[:count]
             self._head = self._head[count:]
             return count
-        count_read = self._raw.readinto(buffer)
-        self.consumed += count_read or 0
-        return count_read
+        count = self._raw.readinto(buffer) or 0
+        self.consumed += count
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -108,10 +108,9 @@ def open_source(name: str) -> Iterator[Source]:
     """
     check_input(name)
     try:
-        # File descriptor 0 itself: no lock of sys.stdin is held while a thread waits for input.
-        raw = io.FileIO(0, closefd=False) if name == STDIN else io.FileIO(name)
+        raw = _open_stdin() if name == STDIN else io.FileIO(name)
         head = _read_head(raw)
-        size = os.fstat(raw.fileno()).st_size or None
+        size = os.fstat(raw.fileno()).st_size or None if isinstance(raw, io.FileIO) else None
     except OSError as error:
         raise InputUnusable(f"{_shown(name)}: {_reason(error)}") from error
     replay = _Replay(head, raw)
@@ -208,7 +207,15 @@ class Output:
             raise OutputFailed(f"{where}: cannot be written: {_reason(error)}") from error
 
 
-def _read_head(raw: io.FileIO) -> bytes:
+def _open_stdin() -> io.FileIO | BinaryIO:
+    """Return standard input as its file descriptor: no lock of sys.stdin is held while a thread waits for input."""
+    try:
+        return io.FileIO(sys.stdin.fileno(), closefd=False)
+    except io.UnsupportedOperation:  # a caller put a stream without descriptor in its place
+        return sys.stdin.buffer
+
+
+def _read_head(raw: io.FileIO | BinaryIO) -> bytes:
     """Read until the first bytes tell whether the data is compressed: one read, unless it is very short."""
     head = b""
     while not head or any(magic.startswith(head) and magic != head for magic in _MAGIC):

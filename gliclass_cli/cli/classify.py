@@ -156,8 +156,10 @@ def classify(options: ClassifyOptions) -> None:
     output = Output(options.output)
     rejects = Output(options.rejects) if options.rejects is not None else None
     bad_rows = _BadRows()
+    # Results that run over the screen show the progress by themselves.
+    shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
     try:
-        with interruptible() as stop, Progress(names, shown=not options.quiet) as progress:
+        with interruptible() as stop, Progress(names, shown=shown) as progress:
             summary = classify_rows(
                 inputs,
                 classifier,
@@ -218,11 +220,11 @@ def _input_names(options: ClassifyOptions) -> tuple[str, ...]:
 
 def _labels(options: ClassifyOptions) -> "LabelSet | None":
     """Return the labels for all rows. Raises UsageProblem."""
+    if options.labels == STDIN and STDIN in (options.inputs or [STDIN]):
+        raise UsageProblem("standard input (-) cannot be both the label file and the input")
     labels = options.label_set()
     if labels is None and options.labels_field is None:
         raise UsageProblem("no labels: give -l LABEL for each, --labels FILE, or --labels-field FIELD")
-    if options.labels == STDIN and STDIN in (options.inputs or [STDIN]):
-        raise UsageProblem("standard input (-) cannot be both the label file and the input")
     for wanted in options.select or ():
         if labels is not None and options.labels_field is None and wanted not in labels.names:
             raise UsageProblem(f"--select {wanted!r} is not one of the labels: {', '.join(labels.names)}")

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from gliclass_cli.classification import Summary
-from gliclass_cli.cli.terminal import is_terminal
+from gliclass_cli.cli.terminal import is_terminal, width
 from gliclass_cli.files import STDIN
 from gliclass_cli.records import Record
 
@@ -31,7 +31,12 @@ class Progress:
             bar = "{percentage:3.0f}%|{bar}| " if total else ""
             left = "<{remaining}" if total else ""
             self._bar = tqdm(
-                total=total, file=sys.stderr, leave=False, bar_format=bar + "{desc} [{elapsed}" + left + "]"
+                total=total,
+                file=sys.stderr,
+                leave=False,
+                bar_format=bar + "{desc} [{elapsed}" + left + "]",
+                ncols=width(),
+                nrows=24,
             )
         return self
 
