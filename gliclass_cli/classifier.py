@@ -157,7 +157,7 @@ class Classifier:
             try:
                 while (window := _next_window(ahead, stop)) is not None:
                     finished = _finish(window, stop)
-                    yield [(query, _decoded(slot, decoder)) for query, slot in _computed(window)]
+                    yield list(_decoded(window, decoder))
                     if not finished:
                         return
             finally:
@@ -238,18 +238,19 @@ class _SlotCache:
         return slot, False
 
 
-def _computed(window: _Window[T]) -> Iterator[tuple[Query[T], _Slot | None]]:
-    """Yield the rows of a window up to the first that was not computed."""
+def _decoded(window: _Window[T], decoder: Decoder) -> Iterator[tuple[Query[T], Prediction | None]]:
+    """Yield the rows of a window with their predictions, up to the first that was not computed."""
+    known: dict[int, Prediction] = {}
     for query, slot in window.rows:
-        if slot is not None and slot.logits is None:
+        if slot is None:
+            yield query, None
+            continue
+        if slot.logits is None:
             return
-        yield query, slot
-
-
-def _decoded(slot: _Slot | None, decoder: Decoder) -> Prediction | None:
-    if slot is None or slot.logits is None:
-        return None
-    return decoder.decode(slot.logits, slot.labels.labels, slot.truncated)
+        prediction = known.get(id(slot))
+        if prediction is None:
+            prediction = known[id(slot)] = decoder.decode(slot.logits, slot.labels.labels, slot.truncated)
+        yield query, prediction
 
 
 def _next_window(ahead: Ahead[_Window[T]], stop: threading.Event) -> _Window[T] | None:

@@ -34,20 +34,15 @@ class Decoder:
 
     def decode(self, logits: Floats, labels: LabelSet, truncated: Truncation | None = None) -> Prediction:
         """Return the prediction for logits (L,) of the L ``labels``; ties go to the label given first."""
-        choice = self.choice
-        scores = self.scores(logits)
-        ranking = np.argsort(-scores, kind="stable").tolist()
-        rounded: list[float] = np.round(scores, choice.digits).tolist()
-        names = labels.names
-        if choice.multi:
-            threshold = 0.5 if choice.threshold is None else choice.threshold
-            accepted = [j for j in ranking if scores[j] >= threshold]
-        else:
-            best = ranking[:1]
-            accepted = best if choice.threshold is None or scores[best[0]] >= choice.threshold else []
+        choice, names = self.choice, labels.names
+        exact = self.scores(logits)
+        # Plain lists from here on: for a few labels they are faster than numpy, whose sorting lets other threads in.
+        scores: list[float] = exact.tolist()
+        rounded: list[float] = np.round(exact, choice.digits).tolist()
+        accepted = self._accepted(scores)
         reported: Mapping[str, Any] | None = None
         if choice.with_scores:
-            order = range(len(names)) if choice.top_k is None else ranking[: choice.top_k]
+            order = range(len(names)) if choice.top_k is None else _best_first(scores)[: choice.top_k]
             reported = {names[j]: rounded[j] for j in order}
             if choice.nested:
                 reported = labels.nest(reported)
@@ -58,3 +53,17 @@ class Decoder:
             scores=reported,
             truncated=truncated,
         )
+
+    def _accepted(self, scores: list[float]) -> list[int]:
+        """Return the indices of the labels that are taken, the best first."""
+        threshold = self.choice.threshold
+        if self.choice.multi:
+            least = 0.5 if threshold is None else threshold
+            return [j for j in _best_first(scores) if scores[j] >= least]
+        best = scores.index(max(scores))
+        return [best] if threshold is None or scores[best] >= threshold else []
+
+
+def _best_first(scores: list[float]) -> list[int]:
+    """Return the indices by falling score, equal ones in their order."""
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)

@@ -7,6 +7,8 @@ import gzip
 import io
 import lzma
 import os
+import select
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -22,7 +24,9 @@ else:
     from backports import zstd
 
 STDIN = "-"
-_MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+# A text may begin with "BZh": bzip2 is told by its level and its first block, or the end of an empty file.
+_BZIP2 = [b"BZh%d%s" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")]
+_MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", **dict.fromkeys(_BZIP2, "bz2")}
 _HEAD = 1 << 16
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
@@ -39,18 +43,38 @@ class _Replay(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         if self._head:
             count = min(len(buffer), len(self._head))
             buffer[:count] = self._head[:count]
             self._head = self._head[count:]
             return count
-        count = self._raw.readinto(buffer) or 0
-        self.consumed += count
-        return count
+        data = _read_some(self._raw, len(buffer))
+        buffer[: len(data)] = data
+        self.consumed += len(data)
+        return len(data)
 
     def close(self) -> None:
         self._raw.close()
+        super().close()
+
+
+class _Inflated(io.RawIOBase):
+    """A raw stream of what a decompressor gives, as it comes: nothing before a damaged place is lost."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
         super().close()
 
 
@@ -79,11 +103,16 @@ class Source:
         try:
             yield
         except _DAMAGE as error:
-            raise InputUnusable(
-                f"{self.name}: the compressed data is damaged or cut off after {self.consumed()} bytes ({error})"
-            ) from error
+            raise self._damaged(error) from error
         except OSError as error:
-            raise InputUnusable(f"{self.name}: cannot be read on: {error.strerror or error}") from error
+            if error.errno is None:  # not from the system: from bz2
+                raise self._damaged(error) from error
+            raise InputUnusable(f"{self.name}: cannot be read on: {_reason(error)}") from error
+
+    def _damaged(self, error: Exception) -> InputUnusable:
+        return InputUnusable(
+            f"{self.name}: the compressed data is damaged or cut off after {self.consumed()} bytes ({error})"
+        )
 
 
 def check_input(name: str) -> None:
@@ -107,21 +136,19 @@ def open_source(name: str) -> Iterator[Source]:
         InputUnusable: it cannot be opened.
     """
     check_input(name)
-    try:
-        raw = _open_stdin() if name == STDIN else io.FileIO(name)
-        head = _read_head(raw)
-        size = os.fstat(raw.fileno()).st_size or None if isinstance(raw, io.FileIO) else None
-    except OSError as error:
-        raise InputUnusable(f"{_shown(name)}: {_reason(error)}") from error
-    replay = _Replay(head, raw)
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    stream: "io.BufferedReader[Any]" = io.BufferedReader(replay, _HEAD)
-    if kind:
-        stream = io.BufferedReader(_decompress(kind, stream), _HEAD)
-    try:
+    with contextlib.ExitStack() as opened:
+        try:
+            raw = _open_stdin() if name == STDIN else io.FileIO(name)
+            opened.callback(raw.close)
+            head = _read_head(raw)
+            size = os.fstat(raw.fileno()).st_size or None if isinstance(raw, io.FileIO) else None
+        except OSError as error:
+            raise InputUnusable(f"{_shown(name)}: {_reason(error)}") from error
+        replay = opened.enter_context(_Replay(head, raw))
+        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        data = _Inflated(_decompress(kind, replay)) if kind else replay
+        stream = opened.enter_context(io.BufferedReader(data, _HEAD))
         yield Source(_shown(name), stream, kind is not None, size, replay)
-    finally:
-        stream.close()
 
 
 def read_text_file(name: str, what: str, problem: type[Exception]) -> str:
@@ -146,23 +173,27 @@ class Output:
     def __init__(self, name: str | None) -> None:
         """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
         self.part: Path | None = None
+        self._shown = "standard output" if name in (None, STDIN) else name
+        self._special = True
         self._file: BinaryIO
         self._stream: IO[bytes]
         if name is None or name == STDIN:
             self._file = self._stream = sys.stdout.buffer
             return
         path = Path(name)
-        if path.is_dir():
-            raise OutputFailed(f"{name}: is a directory; name a file in it")
-        # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
-        special = path.exists() and not path.is_file()
-        if not path.absolute().parent.is_dir():
-            raise OutputFailed(f"{name}: there is no folder {path.parent}; make it first")
-        self._target = path.resolve()
-        self.part = path if special else self._target.with_name(self._target.name + ".part")
         with self._writing():
+            if path.is_dir():
+                raise OutputFailed(f"{name}: is a directory; name a file in it")
+            if not path.absolute().parent.is_dir():
+                raise OutputFailed(f"{name}: there is no folder {path.parent}; make it first")
+            # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
+            self._special = path.exists() and not path.is_file()
+            self._target = path.resolve()
+            self.part = path if self._special else self._target.with_name(self._target.name + ".part")
             self._file = self.part.open("wb")
-            self._stream = self._file if special else _compress(self._target.suffix, self._file)
+            if path.is_file():  # it keeps its permissions
+                self.part.chmod(stat.S_IMODE(path.stat().st_mode))
+            self._stream = self._file if self._special else _compress(path.suffix.lower(), self._file)
 
     def write(self, data: bytes) -> None:
         """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
@@ -170,15 +201,15 @@ class Output:
             self._stream.write(data)
 
     def flush(self) -> None:
-        """Hand on what is written: on standard output a reader sees it now."""
-        if self.part is None:
+        """Hand on what is written: on standard output, or a pipe, a reader sees it now."""
+        if self._special:
             with self._writing():
                 self._stream.flush()
 
     def commit(self) -> None:
         """Finish: the file appears under its name, in one step, with all its bytes on the disk."""
         self.close()
-        if self.part and self.part.name.endswith(".part"):
+        if self.part and not self._special:
             with self._writing():
                 self.part.replace(self._target)
 
@@ -187,14 +218,14 @@ class Output:
         if self.part is None:
             self.flush()
             return
-        with self._writing():
+        if self._file.closed:
+            return
+        with self._writing(), self._file:
             if self._stream is not self._file:
                 self._stream.close()
-            if not self._file.closed:
-                self._file.flush()
-                if self.part.is_file():
-                    os.fsync(self._file.fileno())
-                self._file.close()
+            self._file.flush()
+            if not self._special:
+                os.fsync(self._file.fileno())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -202,9 +233,9 @@ class Output:
             yield
         except BrokenPipeError:
             raise
-        except OSError as error:
-            where = self.part or "standard output"
-            raise OutputFailed(f"{where}: cannot be written: {_reason(error)}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise OutputFailed(f"{self.part or self._shown}: cannot be written: {reason}") from error
 
 
 def _open_stdin() -> io.FileIO | BinaryIO:
@@ -215,25 +246,30 @@ def _open_stdin() -> io.FileIO | BinaryIO:
         return sys.stdin.buffer
 
 
-def _read_head(raw: io.FileIO | BinaryIO) -> bytes:
+def _read_head(raw: Any) -> bytes:
     """Read until the first bytes tell whether the data is compressed: one read, unless it is very short."""
-    head = b""
-    while not head or any(magic.startswith(head) and magic != head for magic in _MAGIC):
-        more = raw.read(_HEAD)
-        if not more:
-            break
+    head = more = _read_some(raw, _HEAD)
+    while more and any(magic.startswith(head) and magic != head for magic in _MAGIC):
+        more = _read_some(raw, _HEAD)
         head += more
     return head
 
 
-def _decompress(kind: str, stream: "io.BufferedReader[Any]") -> Any:
+def _read_some(raw: Any, size: int) -> bytes:
+    """Read what is there; empty only at the end, also where another program made the pipe non-blocking."""
+    while (data := raw.read(size)) is None:
+        select.select([raw], [], [])
+    return bytes(data)
+
+
+def _decompress(kind: str, raw: io.RawIOBase) -> Any:
     if kind == "gz":
-        return gzip.GzipFile(fileobj=stream)
+        return gzip.GzipFile(fileobj=raw, mode="rb")
     if kind == "bz2":
-        return bz2.BZ2File(stream)
+        return bz2.BZ2File(cast(IO[bytes], raw))
     if kind == "xz":
-        return lzma.LZMAFile(stream)
-    return zstd.ZstdFile(stream)
+        return lzma.LZMAFile(cast(IO[bytes], raw))
+    return zstd.ZstdFile(cast(Any, raw))
 
 
 def _compress(suffix: str, file: BinaryIO) -> IO[bytes]:

@@ -1,6 +1,8 @@
 """Candidate labels: from flags, lines, JSON or a row; kept in the order given, as the user wrote them."""
 
+import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,10 @@ from gliclass_cli.errors import UsageProblem
 
 # Joins several labels in one CSV cell, and splits a cell of labels.
 CELL_SEPARATOR = "|"
+_MEANT_AS_JSON = re.compile(r'\s*(\{|\[\s*("|$))')
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MOST_LEVELS = 100
+_TOO_DEEP = f"labels are nested more than {_MOST_LEVELS} levels deep"
 
 
 class LabelProblem(ValueError):
@@ -30,15 +36,20 @@ class LabelSet:
         return len(self.names)
 
     def nest(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Give values of labels back in the shape of the hierarchy: ``{"topic": {"shipping": value}}``."""
+        """Give values of labels back in the shape of the hierarchy: ``{"topic": {"shipping": value}}``.
+
+        A label that has labels below it keeps its own value under ``""``: ``{"topic": {"": value, "shipping": ...}}``.
+        """
+        parents = {path[:depth] for path in self.paths for depth in range(1, len(path))}
         nested: dict[str, Any] = {}
         for name, path in zip(self.names, self.paths, strict=True):
             if name not in values:
                 continue
+            *above, last = (*path, "") if path in parents else path
             level = nested
-            for part in path[:-1]:
+            for part in above:
                 level = level.setdefault(part, {})
-            level[path[-1]] = values[name]
+            level[last] = values[name]
         return nested
 
 
@@ -73,7 +84,7 @@ def labels_from_cell(value: Any) -> LabelSet:
         try:
             return parse_labels(_load_json(value))
         except json.JSONDecodeError:
-            pass
+            pass  # labels may begin with a bracket too: "[urgent]|[routine]"
     return make_labels(value.split(CELL_SEPARATOR))
 
 
@@ -84,12 +95,12 @@ def parse_label_file(text: str, source: str) -> LabelSet:
         UsageProblem: says file and line of what is wrong.
     """
     try:
-        if text.lstrip().startswith(("[", "{")):
+        if source.lower().endswith(".json") or text.lstrip().startswith(("[", "{")):
             try:
                 return parse_labels(_load_json(text))
-            except (json.JSONDecodeError, RecursionError) as error:
-                # A label a line may start with a bracket too: "[urgent]".
-                if source.endswith(".json"):
+            except json.JSONDecodeError as error:
+                # A label a line may begin with a bracket too: "[urgent]".
+                if source.lower().endswith(".json") or _MEANT_AS_JSON.match(text):
                     raise UsageProblem(f"{source}: not valid JSON: {error}") from error
         return _collect(list(_label_lines(text)))
     except LabelProblem as error:
@@ -110,27 +121,36 @@ def _load_json(text: str) -> Any:
     """Read JSON, but let no key given twice vanish. Raises LabelProblem, json.JSONDecodeError."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
                 raise LabelProblem(f"label {key!r} is given twice; remove one")
-        return dict(pairs)
+            found[key] = value
+        return found
 
-    return json.loads(text, object_pairs_hook=distinct)
+    try:
+        return json.loads(text, object_pairs_hook=distinct, parse_int=float)  # no number is a label
+    except RecursionError as error:
+        raise LabelProblem(_TOO_DEEP) from error
 
 
 def _label_lines(text: str) -> Iterable[_Entry]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Line ends as editors count them; splitlines() knows more.
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         name, _, description = line.partition("\t")
         if name.strip():
             yield _Entry((name.strip(),), description.strip() or None, number)
+        elif description.strip():
+            raise LabelProblem(f"line {number} begins with a tab: there is no label before the description")
 
 
 def _walk(value: Any, path: tuple[str, ...]) -> Iterable[_Entry]:
+    if len(path) > _MOST_LEVELS:
+        raise LabelProblem(_TOO_DEEP)
     if isinstance(value, list):
         for item in value:
             if not isinstance(item, str):
-                raise LabelProblem(f"a label in a list must be a string, not {json.dumps(item)[:40]}")
+                raise LabelProblem(f"a label in a list must be a string, not {_shown(item)}")
             if item.strip():
                 yield _Entry((*path, item.strip()))
     elif isinstance(value, dict):
@@ -140,13 +160,20 @@ def _walk(value: Any, path: tuple[str, ...]) -> Iterable[_Entry]:
                 raise LabelProblem("a label must not be empty")
             if below is None or isinstance(below, str):
                 yield _Entry((*path, name), (below or "").strip() or None)
+            elif below in ([], {}):
+                raise LabelProblem(f"label {name!r} holds no labels; write null if it is a label itself")
             else:
                 yield from _walk(below, (*path, name))
     else:
         raise LabelProblem(
             "labels in JSON are a list of strings, an object {label: description}, or nested objects; "
-            f"found {json.dumps(value)[:40]}"
+            f"found {_shown(value)}"
         )
+
+
+def _shown(value: Any) -> str:
+    kind = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return json.dumps(value)[:40] if isinstance(value, str) else kind
 
 
 def _collect(entries: list[_Entry]) -> LabelSet:
@@ -158,6 +185,8 @@ def _collect(entries: list[_Entry]) -> LabelSet:
         if name in first:
             lines = f" (lines {first[name].line} and {entry.line})" if entry.line else ""
             raise LabelProblem(f"label {name!r} is given twice{lines}; remove one")
+        if _SURROGATE.search(name + (entry.description or "")):
+            raise LabelProblem(f"label {name!r} is not text: half of a character (a lone surrogate)")
         first[name] = entry
     return LabelSet(
         names=tuple(first),

@@ -70,7 +70,9 @@ def test_the_batch_does_not_change_a_score(
     assert_same(stream(classifier, texts, labels, batch_tokens=batch_tokens), alone)
 
 
-def test_the_number_of_threads_does_not_change_a_score(texts: list[str], labels: LabelSet, alone: list[Prediction]) -> None:
+def test_the_number_of_threads_does_not_change_a_score(
+    texts: list[str], labels: LabelSet, alone: list[Prediction]
+) -> None:
     for threads in (1, 2, 3):
         assert_same(stream(Classifier.load(threads=threads), texts, labels), alone)
 
@@ -92,7 +94,9 @@ def test_the_cache_does_not_change_a_score(
         assert_same(stream(classifier, repeated, labels, cached_texts=cached), alone * 3)
 
 
-def test_identical_texts_are_computed_once(classifier: Classifier, labels: LabelSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identical_texts_are_computed_once(
+    classifier: Classifier, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     score = classifier._backend.score
 
@@ -163,7 +167,9 @@ def test_templates_and_descriptions_reach_the_model(classifier: Classifier) -> N
     text = ["my parcel never arrived"]
     assert classifier.predict(text, plain, FULL) != classifier.predict(text, described, FULL)
     assert classifier.predict(text, described)[0].label == "b2"
-    assert Classifier.load(template="{label}").predict(text, described, FULL) != classifier.predict(text, described, FULL)
+    assert Classifier.load(template="{label}").predict(text, described, FULL) != classifier.predict(
+        text, described, FULL
+    )
 
 
 def test_a_failing_input_comes_after_all_rows_before_it(classifier: Classifier, labels: LabelSet) -> None:

@@ -94,7 +94,9 @@ def test_all_formats_give_the_same_answers(tmp_path: Path) -> None:
 def test_several_files_and_stdin_come_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text":"one"}\n')
     (tmp_path / "b.csv").write_text("text,n\ntwo,2\n")
-    rows = rows_of(gliclass("classify", str(tmp_path / "a.jsonl"), "-", str(tmp_path / "b.csv"), *LABELS, stdin="three"))
+    rows = rows_of(
+        gliclass("classify", str(tmp_path / "a.jsonl"), "-", str(tmp_path / "b.csv"), *LABELS, stdin="three")
+    )
     assert [row["text"] for row in rows] == ["one", "three", "two"]
 
 
@@ -188,15 +190,19 @@ def test_threshold_abstains_in_single_mode() -> None:
 def test_multi_takes_every_label_at_or_above_the_threshold() -> None:
     text = "The refund for the parcel that never arrived was charged wrongly"
     for threshold in ("0", "0.2", "0.5", "1"):
-        prediction = rows_of(gliclass("classify", *LABELS, "--multi", "--threshold", threshold, stdin=text))[0]["prediction"]
+        prediction = rows_of(gliclass("classify", *LABELS, "--multi", "--threshold", threshold, stdin=text))[0][
+            "prediction"
+        ]
         ranked = sorted(prediction["scores"], key=lambda name: -prediction["scores"][name])
         assert prediction["labels"] == [name for name in ranked if prediction["scores"][name] >= float(threshold)]
         assert prediction["label"] == (ranked[0] if prediction["labels"] else None)
 
 
 def test_top_k_digits_and_no_scores() -> None:
-    prediction = rows_of(gliclass("classify", *LABELS, "--top-k", "2", "--digits", "2", stdin="charged twice"))[0]["prediction"]
-    assert list(prediction["scores"])[0] == prediction["label"] == "billing"
+    prediction = rows_of(gliclass("classify", *LABELS, "--top-k", "2", "--digits", "2", stdin="charged twice"))[0][
+        "prediction"
+    ]
+    assert next(iter(prediction["scores"])) == prediction["label"] == "billing"
     assert len(prediction["scores"]) == 2
     assert all(round(score, 2) == score for score in prediction["scores"].values())
     assert "scores" not in rows_of(gliclass("classify", *LABELS, "--no-scores", stdin="x"))[0]["prediction"]
@@ -231,7 +237,15 @@ def test_csv_output(tmp_path: Path) -> None:
 
 
 def test_label_output_is_aligned_with_the_input() -> None:
-    result = gliclass("classify", *LABELS, "-f", "jsonl", "--output-format", "label", stdin='{"text":"charged twice"}\n{bad\n{"text":"my parcel"}\n')
+    result = gliclass(
+        "classify",
+        *LABELS,
+        "-f",
+        "jsonl",
+        "--output-format",
+        "label",
+        stdin='{"text":"charged twice"}\n{bad\n{"text":"my parcel"}\n',
+    )
     assert result.stdout == "billing\n\nshipping\n"
 
 
@@ -253,13 +267,20 @@ def test_empty_input_gives_valid_empty_output(tmp_path: Path) -> None:
 def test_select_prints_original_lines_and_answers_by_exit_code(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_bytes(b'text , n\r\n"charged ""twice""",1\r\nmy parcel is late,2\r\nlate\nparcel,3')
-    result = gliclass("classify", str(source), "-t", "text ", "-l", "billing", "-l", "shipping", "--select", "billing", "-q")
+    result = gliclass(
+        "classify", str(source), "-t", "text ", "-l", "billing", "-l", "shipping", "--select", "billing", "-q"
+    )
     assert result.stdout_bytes == b'text , n\r\n"charged ""twice""",1\r\n'
     assert result.exit_code == 5  # a ragged row
-    result = gliclass("classify", "-l", "billing", "-l", "shipping", "--select", "shipping", stdin="I paid the invoice twice")
+    result = gliclass(
+        "classify", "-l", "billing", "-l", "shipping", "--select", "shipping", stdin="I paid the invoice twice"
+    )
     assert (result.stdout, result.exit_code) == ("", 1)
     result = gliclass("classify", "-l", "billing", "-l", "shipping", "--select", "x", stdin="a")
-    assert (result.exit_code, result.stderr) == (2, "gliclass: --select 'x' is not one of the labels: billing, shipping\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "gliclass: --select 'x' is not one of the labels: billing, shipping\n",
+    )
 
 
 def test_as_renames_the_key_and_a_taken_key_is_an_error() -> None:
@@ -279,7 +300,10 @@ def test_output_files_are_complete_or_absent(tmp_path: Path) -> None:
     bad.write_text("id,text\n1,one\n2\n")
     result = gliclass("classify", str(bad), *LABELS, "--on-error", "stop", "-o", str(out))
     assert result.exit_code == 3
-    assert f"in.csv:3: ragged row: 1 cells where the header has 2 (--on-error stop) (written so far: {out}.part)" in result.stderr
+    assert (
+        f"in.csv:3: ragged row: 1 cells where the header has 2 (--on-error stop) (written so far: {out}.part)"
+        in result.stderr
+    )
     assert out.read_bytes() == b"before"
     assert json.loads(gzip.decompress((tmp_path / "out.jsonl.gz.part").read_bytes()))["text"] == "one"
     assert gliclass("classify", str(bad), *LABELS, "--limit", "1", "-o", str(out), "-q").stderr == ""
@@ -290,7 +314,10 @@ def test_output_files_are_complete_or_absent(tmp_path: Path) -> None:
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     missing = tmp_path / "no" / "out"
     result = gliclass("classify", TICKETS, *LABELS, "-o", str(missing))
-    assert (result.exit_code, result.stderr) == (6, f"gliclass: {missing}: there is no folder {missing.parent}; make it first\n")
+    assert (result.exit_code, result.stderr) == (
+        6,
+        f"gliclass: {missing}: there is no folder {missing.parent}; make it first\n",
+    )
     with (
         Path("/dev/full").open("wb") as full,
         spawn("classify", TICKETS, *LABELS, stdout=full, stderr=subprocess.PIPE) as process,
@@ -310,7 +337,14 @@ def test_bad_rows_keep_their_place_and_the_run_goes_on(tmp_path: Path) -> None:
     result = gliclass("classify", *LABELS, "--rejects", str(rejects), stdin=BAD)
     rows = rows_of(result)
     errors = [row["prediction"].get("error", {}) for row in rows]
-    assert [error.get("code") for error in errors] == [None, "invalid_json", "not_text", "no_text_field", "not_an_object", None]
+    assert [error.get("code") for error in errors] == [
+        None,
+        "invalid_json",
+        "not_text",
+        "no_text_field",
+        "not_an_object",
+        None,
+    ]
     assert [error.get("line") for error in errors] == [None, 2, 3, 4, 5, None]
     assert rows[2]["text"] == 5
     assert all(row["prediction"]["label"] is None and row["prediction"]["labels"] == [] for row in rows[1:5])
@@ -338,7 +372,10 @@ def test_only_the_first_bad_rows_are_told() -> None:
 def test_an_unclear_text_field_is_asked_for() -> None:
     result = gliclass("classify", *LABELS, stdin='{"subject":"a","body":"b"}')
     assert result.exit_code == 2
-    assert "stdin:1: which field holds the text? no field 'text'; name one with --text-field: 'subject', 'body'" in result.stderr
+    assert (
+        "stdin:1: which field holds the text? no field 'text'; name one with --text-field: 'subject', 'body'"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -373,7 +410,10 @@ def test_label_files_say_file_and_line(tmp_path: Path) -> None:
         f"gliclass: {path}: label 'a' is given twice (lines 1 and 4); remove one\n"
     )
     path.write_bytes(b"a\nb\xff\n")
-    assert f"label file {path}:2: not UTF-8 text (byte 0xff)" in gliclass("classify", TICKETS, "--labels", str(path)).stderr
+    assert (
+        f"label file {path}:2: not UTF-8 text (byte 0xff)"
+        in gliclass("classify", TICKETS, "--labels", str(path)).stderr
+    )
 
 
 def test_one_label_without_multi_is_pointed_out() -> None:
@@ -390,7 +430,11 @@ def test_usage_errors_exit_with_2() -> None:
 @given(
     data=st.one_of(
         st.binary(max_size=300),
-        st.lists(st.sampled_from([b'{"text":"a"}', b"{", b'{"text":', b"\n", b'"', b",", b"\xff", b"\0", b"[1,2]", b"\x1f\x8b"])).map(b"".join),
+        st.lists(
+            st.sampled_from(
+                [b'{"text":"a"}', b"{", b'{"text":', b"\n", b'"', b",", b"\xff", b"\0", b"[1,2]", b"\x1f\x8b"]
+            )
+        ).map(b"".join),
     ),
     kind=st.sampled_from([None, "jsonl", "json", "csv", "tsv", "text"]),
 )
@@ -408,7 +452,9 @@ def test_any_bytes_end_in_results_or_a_clean_error(data: bytes, kind: str | None
 
 
 def test_head_ends_quietly() -> None:
-    command = f"{sys.executable} -m gliclass_cli classify {TICKETS} {TICKETS} -l a -l b | head -1; echo ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m gliclass_cli classify {TICKETS} {TICKETS} -l a -l b | head -1; echo ${{PIPESTATUS[0]}}"
+    )
     result = subprocess.run(["bash", "-c", command], capture_output=True, check=True)
     first, code = result.stdout.splitlines()
     assert json.loads(first)["id"] == 1
@@ -539,7 +585,10 @@ def test_models(tmp_path: Path) -> None:
     assert info["path"] == path
     assert "max_length" in gliclass("models", "info", path).stdout
     result = gliclass("models", "info", str(tmp_path))
-    assert (result.exit_code, result.stderr) == (4, f"gliclass: {tmp_path}: no config.json: this is not a model folder\n")
+    assert (result.exit_code, result.stderr) == (
+        4,
+        f"gliclass: {tmp_path}: no config.json: this is not a model folder\n",
+    )
 
 
 def test_doctor() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gliclass_cli.cli.app import app
-from gliclass_cli.cli.reference import COMPLETION_FILES, completion_script, describe, man_pages
+from gliclass_cli.cli.manual import man_pages
+from gliclass_cli.cli.reference import describe
+from gliclass_cli.cli.shells import COMPLETION_FILES, completion_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +72,9 @@ def test_bash_completes_commands_options_values_files_and_models(tmp_path: Path)
     assert complete("gliclass completions ", tmp_path) == ["bash", "zsh", "fish"]
 
 
-@pytest.mark.parametrize(("shell", "check"), [("bash", ["bash", "-n"]), ("zsh", ["zsh", "-n"]), ("fish", ["fish", "-n"])])
+@pytest.mark.parametrize(
+    ("shell", "check"), [("bash", ["bash", "-n"]), ("zsh", ["zsh", "-n"]), ("fish", ["fish", "-n"])]
+)
 def test_shells_can_read_their_script(shell: str, check: list[str]) -> None:
     if not shutil.which(check[0]):
         pytest.skip(f"no {shell} here")
@@ -82,7 +86,11 @@ def test_man_can_read_its_pages() -> None:
         pytest.skip("no man here")
     for page in (ROOT / "man").iterdir():
         result = subprocess.run(
-            ["man", "--warnings", "-l", str(page)], capture_output=True, text=True, check=True, env={"LC_ALL": "C.UTF-8", "MANWIDTH": "100", "PATH": "/usr/bin:/bin"}
+            ["man", "--warnings", "-l", str(page)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"LC_ALL": "C.UTF-8", "MANWIDTH": "100", "PATH": "/usr/bin:/bin"},
         )
         assert not result.stderr
         assert "EXIT STATUS" in result.stdout

@@ -32,7 +32,7 @@ def completions_of(app: typer.Typer) -> Callable[[CompletionsOptions], None]:
         Nothing is installed or edited. For bash, for example:
         gliclass completions bash > ~/.local/share/bash-completion/completions/gliclass
         """
-        from gliclass_cli.cli.reference import completion_script
+        from gliclass_cli.cli.shells import completion_script
 
         typer.echo(completion_script(app, options.shell.value), nl=False)
 

@@ -115,12 +115,13 @@ class LabelOptions:
             help="Score that a label must reach. With --multi 0.5 if not given; else below it the label is null.",
             min=0.0,
             max=1.0,
+            metavar="SCORE",
         ),
     ] = None
     top_k: Annotated[
         int | None, option("--top-k", help="Report the scores of the best K labels only.", min=1, metavar="K")
     ] = None
-    digits: Annotated[int, option("--digits", help="Digits of a score.", min=1, max=15)] = 4
+    digits: Annotated[int, option("--digits", help="Digits of a score.", min=1, max=15, metavar="N")] = 4
     no_scores: Annotated[bool, option("--no-scores", help="Leave the scores of all candidates out.")] = False
     nested: Annotated[bool, option("--nested", help="Give scores back in the shape of a hierarchy of labels.")] = False
 

@@ -7,9 +7,12 @@ from types import TracebackType
 from typing import Any
 
 from gliclass_cli.classification import Summary
-from gliclass_cli.cli.terminal import is_terminal, width
+from gliclass_cli.cli.terminal import is_pipe, is_terminal, width
 from gliclass_cli.files import STDIN
 from gliclass_cli.records import Record
+
+# Seconds without a bar where the end of a pipe may write to the same screen.
+_PIPE_DELAY = 2.0
 
 
 class Progress:
@@ -35,6 +38,7 @@ class Progress:
                 file=sys.stderr,
                 leave=False,
                 bar_format=bar + "{desc} [{elapsed}" + left + "]",
+                delay=_PIPE_DELAY if is_pipe(sys.stdout) else 0,
                 ncols=width(),
                 nrows=24,
             )
@@ -55,8 +59,7 @@ class Progress:
             self._source = record.source
         rate = summary.rows / summary.seconds if summary.seconds else 0.0
         self._bar.set_description_str(f"{summary.rows:,} rows, {rate:,.0f} rows/s", refresh=False)
-        self._bar.n = self._read_before + record.position
-        self._bar.refresh()
+        self._bar.update(self._read_before + record.position - self._bar.n)
 
 
 def _size(name: str) -> int:

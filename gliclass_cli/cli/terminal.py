@@ -2,12 +2,14 @@
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from shutil import get_terminal_size
 from types import FrameType
+from typing import TextIO
 
 from gliclass_cli.errors import ExitCode
 
@@ -16,6 +18,14 @@ def is_terminal(stream: object) -> bool:
     """Tell whether a person watches this stream."""
     isatty = getattr(stream, "isatty", None)
     return bool(isatty and isatty())
+
+
+def is_pipe(stream: TextIO) -> bool:
+    """Tell whether another program reads this stream."""
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def wants_color(stream: object) -> bool:
