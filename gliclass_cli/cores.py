@@ -29,14 +29,14 @@ def _quota(cgroups: Path, membership: Path) -> float | None:
                 period = (folder / "cpu.cfs_period_us").read_text().strip()
             if used not in ("max", "-1"):
                 quotas.append(int(used) / int(period))
-        except (OSError, ValueError, ZeroDivisionError):
+        except (OSError, ValueError, ArithmeticError):
             continue
     return min(quotas, default=None)
 
 
 def _folders(cgroups: Path, membership: Path) -> list[Path]:
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return []
     folders = []

@@ -39,10 +39,12 @@ class Decoder:
         # Plain lists from here on: for a few labels they are faster than numpy, whose sorting lets other threads in.
         scores: list[float] = exact.tolist()
         rounded: list[float] = np.round(exact, choice.digits).tolist()
-        accepted = self._accepted(scores)
+        # By logits, not by scores: those of two very likely labels may both be 1.0.
+        ranking = _best_first(logits.tolist())
+        accepted = self._accepted(ranking, scores)
         reported: Mapping[str, Any] | None = None
         if choice.with_scores:
-            order = range(len(names)) if choice.top_k is None else _best_first(scores)[: choice.top_k]
+            order = range(len(names)) if choice.top_k is None else ranking[: choice.top_k]
             reported = {names[j]: rounded[j] for j in order}
             if choice.nested:
                 reported = labels.nest(reported)
@@ -54,16 +56,15 @@ class Decoder:
             truncated=truncated,
         )
 
-    def _accepted(self, scores: list[float]) -> list[int]:
+    def _accepted(self, ranking: list[int], scores: list[float]) -> list[int]:
         """Return the indices of the labels that are taken, the best first."""
         threshold = self.choice.threshold
         if self.choice.multi:
             least = 0.5 if threshold is None else threshold
-            return [j for j in _best_first(scores) if scores[j] >= least]
-        best = scores.index(max(scores))
-        return [best] if threshold is None or scores[best] >= threshold else []
+            return [j for j in ranking if scores[j] >= least]
+        return ranking[:1] if threshold is None or scores[ranking[0]] >= threshold else []
 
 
-def _best_first(scores: list[float]) -> list[int]:
-    """Return the indices by falling score, equal ones in their order."""
-    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+def _best_first(values: list[float]) -> list[int]:
+    """Return the indices by falling value, equal ones in their order."""
+    return sorted(range(len(values)), key=values.__getitem__, reverse=True)

@@ -1,6 +1,7 @@
 """Opening what is read and written: compression by content, ``-`` for the standard streams, whole files or none."""
 
 import bz2
+import codecs
 import contextlib
 import difflib
 import gzip
@@ -27,6 +28,8 @@ STDIN = "-"
 # A text may begin with "BZh": bzip2 is told by its level and its first block, or the end of an empty file.
 _BZIP2 = [b"BZh%d%s" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")]
 _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", **dict.fromkeys(_BZIP2, "bz2")}
+# What the first bytes may tell; one of these in the making is read to its end before it is looked at.
+_TELLING = (*_MAGIC, codecs.BOM_UTF8 + b"{", codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
 _HEAD = 1 << 16
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
@@ -247,9 +250,9 @@ def _open_stdin() -> io.FileIO | BinaryIO:
 
 
 def _read_head(raw: Any) -> bytes:
-    """Read until the first bytes tell whether the data is compressed: one read, unless it is very short."""
+    """Read until the first bytes tell what the data is: one read, unless it is very short."""
     head = more = _read_some(raw, _HEAD)
-    while more and any(magic.startswith(head) and magic != head for magic in _MAGIC):
+    while more and any(magic.startswith(head) and magic != head for magic in _TELLING):
         more = _read_some(raw, _HEAD)
         head += more
     return head

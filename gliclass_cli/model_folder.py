@@ -18,7 +18,8 @@ one more section, ``onnx``, that says how to run the exported graphs:
 
 import hashlib
 import json
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from gliclass_cli.prompts import LABEL_SLOT
 
 DEFAULT_MODEL = "default"
 FORMAT_VERSION = 1
+_LEAST_LENGTH = 3  # tokens: a word between the two special ones
 _BUNDLED = Path(__file__).parent / "default_model"
 
 
@@ -84,7 +86,7 @@ def find_model(name: str) -> Path:
     if name == DEFAULT_MODEL:
         return _BUNDLED
     path = Path(name)
-    if not path.is_dir():
+    if not _is(path, stat.S_ISDIR):
         raise ModelUnusable(
             f"no model {name!r}: give {DEFAULT_MODEL!r} (the bundled model) or a folder with a config.json"
         )
@@ -118,21 +120,21 @@ def read_model_folder(path: Path) -> ModelFolder:
         path=path,
         name=onnx.get("name", str),
         version=onnx.get("version", str),
-        language=tuple(onnx.get("language", list)),
+        language=onnx.strings("language"),
         license=onnx.get("license", str),
         architecture=architecture,
         precision=onnx.get("precision", str),
         graph=_graph(path, onnx),
         tokenizer=_inside(path, onnx.get("tokenizer", str)),
-        special_tokens={name: onnx.section("special_tokens").get(name, int) for name in ("cls", "sep", "pad")},
-        max_length=onnx.get("max_length", int),
+        special_tokens={name: onnx.section("special_tokens").whole(name, 0) for name in ("cls", "sep", "pad")},
+        max_length=onnx.whole("max_length", _LEAST_LENGTH),
         label_template=template,
-        scale=scorer.get("scale", float),
-        bias=scorer.get("bias", float),
+        scale=scorer.positive("scale"),
+        bias=scorer.number("bias"),
         calibration=Calibration(
             single_temperature=calibration.section("single").positive("temperature"),
             multi_temperature=calibration.section("multi").positive("temperature"),
-            multi_bias=calibration.section("multi").get("bias", float),
+            multi_bias=calibration.section("multi").number("bias"),
         ),
         self_check=_self_check(onnx.section("self_check")),
     )
@@ -161,18 +163,45 @@ class _Values:
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
-            found = "is missing" if name not in self.values else f"is {json.dumps(value)[:40]}"
-            raise ModelUnusable(
-                f"{self.file}: {self.prefix}{name} {found}; a value of type {kind.__name__} belongs here"
-            )
+            raise self.wrong(name, f"a value of type {kind.__name__} belongs here")
         return value
 
+    def wrong(self, name: str, needed: str) -> ModelUnusable:
+        """Return the error that names a value, what it is, and what is needed instead."""
+        value = self.values.get(name)
+        kind = (
+            "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else json.dumps(value)[:40]
+        )
+        found = f"is {kind}" if name in self.values else "is missing"
+        return ModelUnusable(f"{self.file}: {self.prefix}{name} {found}; {needed}")
+
     def positive(self, name: str) -> float:
-        """Return a number above zero."""
+        """Return a number well above zero, with which logits can be computed."""
         value: float = self.get(name, float)
-        if not 0 < value < float("inf"):
-            raise ModelUnusable(f"{self.file}: {self.prefix}{name} is {value}; it must be above 0")
+        if not 1e-6 < value < 1e6:
+            raise self.wrong(name, "it must be above 0, from 1e-6 to 1e6")
         return value
+
+    def number(self, name: str) -> float:
+        """Return a number with which logits can be computed."""
+        value: float = self.get(name, float)
+        if not -1e6 < value < 1e6:
+            raise self.wrong(name, "it must be from -1e6 to 1e6")
+        return value
+
+    def whole(self, name: str, least: int) -> int:
+        """Return a whole number of at least ``least``."""
+        value: int = self.get(name, int)
+        if not least <= value < 2**31:
+            raise self.wrong(name, f"it must be {least} or more")
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings."""
+        values = self.get(name, list)
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(name, "a list of strings belongs here")
+        return tuple(values)
 
     def section(self, name: str) -> "_Values":
         """Return an object inside."""
@@ -180,12 +209,16 @@ class _Values:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
+    import orjson  # not for --help
+
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ModelUnusable(f"{path.parent}: no config.json: this is not a model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelUnusable(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ModelUnusable(f"{path}: cannot be read: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise ModelUnusable(f"{path}: is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelUnusable(f"{path}: is not a JSON object")
     return value
@@ -195,26 +228,45 @@ def _graph(path: Path, onnx: _Values) -> Graph:
     text, label = onnx.section("text_graph"), onnx.section("label_graph")
     if text.values != label.values:
         raise ModelUnusable(f"{path}: text_graph and label_graph differ; only tied encoders can be run")
+    inputs = text.strings("inputs")
+    if len(set(inputs)) != 2:
+        raise text.wrong("inputs", "two names belong here: of the token ids and of their mask")
     return Graph(
         path=_inside(path, text.get("file", str)),
         sha256=text.get("sha256", str),
-        inputs=tuple(text.get("inputs", list)),
+        inputs=inputs,
         output=text.get("output", str),
     )
 
 
 def _self_check(check: _Values) -> SelfCheck:
+    labels, logits = check.strings("labels"), check.get("logits", list)
+    if not labels or len({label.strip() for label in labels} - {""}) != len(labels):
+        raise check.wrong("labels", "distinct labels belong here")
+    if not all(type(logit) in (int, float) for logit in logits) or len(logits) != len(labels):
+        raise check.wrong("logits", "a number for each of the labels belongs here")
     return SelfCheck(
         text=check.get("text", str),
-        labels=tuple(check.get("labels", list)),
-        logits=tuple(check.get("logits", list)),
-        tolerance=check.get("tolerance", float),
+        labels=labels,
+        logits=tuple(float(logit) for logit in logits),
+        tolerance=check.positive("tolerance"),
     )
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return a file of the folder; a name that leads out of it is refused."""
+    """Return a file of the folder; a name or a link that leads out of it is refused."""
     path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise ModelUnusable(f"{folder}: config.json names the file {name!r}, which is not in the folder")
-    return path
+    if Path(name).name == name and _is(path, stat.S_ISREG):
+        home = folder.resolve()
+        # The cache of the Hugging Face hub keeps files in ``blobs``, to which its snapshots link.
+        if path.resolve().parent in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
+            return path
+    raise ModelUnusable(f"{folder}: config.json names the file {name!r}, which is not in the folder")
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Tell whether a path, links followed, is there and of a kind; any text may be asked for."""
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False

@@ -4,14 +4,16 @@ A row that cannot be read becomes a record with an error; only an input that can
 """
 
 import codecs
+import contextlib
 import csv
 import io
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
@@ -34,7 +36,16 @@ _BY_SUFFIX = {
 }
 _BLOCK = 1 << 16
 _BOM_UTF8 = codecs.BOM_UTF8
-_WIDE_BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_WIDE_BOMS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16: first
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# A line of these cannot be read without those before it.
+_STATEFUL = ("utf-7", "hz", "iso2022")
+# Python knows these as text encodings; no file is written in them.
+_NO_FILES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,8 @@ def read_rows(source: Source, options: ReadOptions) -> Rows:
         UsageProblem: the encoding or delimiter does not exist, or the text's column must be named.
     """
     lines = _Lines(source, options.encoding)
-    kind = options.format or _format_of(lines, source.name)
+    head = lines.head()
+    kind = options.format or _format_of(head, source.name)
     if kind in ("csv", "tsv"):
         return _read_csv(lines, kind, options)
     readers: dict[str, Callable[[_Lines], Iterator[Record]]] = {
@@ -77,6 +89,38 @@ def read_rows(source: Source, options: ReadOptions) -> Rows:
     return Rows(readers[kind](lines), kind)
 
 
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    """Put a lone surrogate, which no text holds, in the place of bytes that cannot be decoded."""
+    if isinstance(error, UnicodeDecodeError):
+        return "\udcff", error.end
+    raise error
+
+
+_MARK = "gliclass.mark"
+codecs.register_error(_MARK, _mark)
+
+
+class _Recoded(io.RawIOBase):
+    """A stream of another encoding as UTF-8; what cannot be decoded there cannot be decoded here either."""
+
+    def __init__(self, stream: "io.BufferedReader[Any]", encoding: str) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)(_MARK)
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b"more"
+        while data and not self._ready:
+            data = self._stream.read1(_BLOCK)
+            self._ready = self._decoder.decode(data, not data).encode("utf-8", "surrogatepass")
+        piece, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 class _Lines:
     """The input line by line, as bytes in an encoding in which a line end is one byte, and where we are in it."""
 
@@ -84,58 +128,66 @@ class _Lines:
         self.source = source
         self.number = 0  # of the line read last, from 1
         self.position = 0
-        self._at_start = True
-        self.encoding = _text_encoding(encoding)
-        wide = "\n".encode(self.encoding) != b"\n"  # UTF-16 and the like: recoded as a whole
-        self._recoded = io.TextIOWrapper(source.stream, self.encoding, newline="") if wide else None
-        if wide:
-            self.encoding = "utf-8"
+        self.given = self.encoding = _text_encoding(encoding)
+        self._stream = source.stream
+        self._recoded = False
+        if "\n".encode(self.encoding) != b"\n" or self.encoding.startswith(_STATEFUL):
+            self._recode()
+
+    def _recode(self) -> None:
+        """Read the input as UTF-8 from here on."""
+        if self.encoding != "utf-8":
+            self._stream = io.BufferedReader(_Recoded(self._stream, self.encoding), _BLOCK)
+            self.encoding, self._recoded = "utf-8", True
 
     def head(self) -> bytes:
-        """Return some of the first bytes, in ``self.encoding``, without consuming them."""
-        head = self.source.peek()
-        if self._recoded is not None:
-            return head.decode(self._recoded.encoding, "ignore").encode()
-        if self.encoding == "utf-8":
-            wide = next((name for bom, name in _WIDE_BOMS.items() if head.startswith(bom)), None)
-            if wide:
-                raise InputUnusable(f"{self.source.name}: is {wide.upper()} text; add --encoding {wide}")
+        """Return some of the first bytes without consuming them. Raises InputUnusable where they show UTF-16."""
+        with self._reading():
+            head = self._stream.peek(1)
+        wide = next((name for bom, name in _WIDE_BOMS.items() if head.startswith(bom)), None)
+        if wide and self.encoding == "utf-8":
+            raise InputUnusable(f"{self.source.name}: is {wide.upper()} text; add --encoding {wide}")
         return head.removeprefix(_BOM_UTF8)
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield line after line with its line end; a byte order mark is dropped."""
-        stream: Iterator[bytes] = iter(self.source.stream)
-        if self._recoded is not None:
-            stream = (line.encode() for line in self._recoded)
-        while line := self._read(lambda: next(stream, b"")):
+        while line := self._read(self._stream.readline):
             self.number += 1
-            yield line
+            if self.number == 1 and self.encoding == "utf-8":
+                line = line.removeprefix(_BOM_UTF8)
+            if line:
+                yield line
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the input in UTF-8 block by block, as it comes in; ``number`` is left to the caller."""
-        if self._recoded is None and self.encoding != "utf-8":
-            self._recoded = io.TextIOWrapper(self.source.stream, self.encoding, newline="")
-            self.encoding = "utf-8"
-        recoded = self._recoded
-        read = self.source.stream.read1 if recoded is None else lambda size: recoded.read(size).encode()
-        while block := self._read(lambda: read(_BLOCK)):
+        """Yield the input in UTF-8 block by block, as it comes in, without its byte order mark."""
+        self._recode()
+        start = b""
+        while start != _BOM_UTF8 and _BOM_UTF8.startswith(start) and (more := self._block()):
+            start += more
+        if start := start.removeprefix(_BOM_UTF8):
+            yield start
+        while block := self._block():
             yield block
 
+    def _block(self) -> bytes:
+        return self._read(lambda: self._stream.read1(_BLOCK))
+
     def _read(self, read: Callable[[], bytes]) -> bytes:
+        with self._reading():
+            data = read()
+        exact = not (self.source.compressed or self._recoded)
+        self.position = self.position + len(data) if exact else self.source.consumed()
+        return data
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
         with self.source.reading():
             try:
-                data = read()
-            except UnicodeDecodeError as error:
+                yield
+            except UnicodeError as error:  # no byte order mark, where the encoding needs one
                 raise InputUnusable(
-                    f"{self.source.name}:{self.number + 1}: not {error.encoding} text ({error.reason}); "
-                    "name its encoding with --encoding"
+                    f"{self.source.name}: {error}; name its byte order, for example --encoding utf-16-le"
                 ) from error
-        self.position = self.source.consumed() if self.source.compressed else self.position + len(data)
-        if self._at_start and data:
-            self._at_start = False
-            if self.encoding == "utf-8":
-                return data.removeprefix(_BOM_UTF8) or self._read(read)
-        return data
 
     def record(self, line: int, raw: bytes, fields: dict[str, Any] | None, **extra: Any) -> Record:
         """Build the record of a row that starts on ``line``."""
@@ -148,17 +200,16 @@ class _Lines:
     def undecodable(self, line: int, raw: bytes) -> Record:
         """Build the record of a row whose bytes are not in the encoding."""
         hint = "name its encoding with --encoding, for example --encoding cp1252"
-        return self.bad(line, raw, "undecodable", f"not {self.encoding} text; {hint}")
+        return self.bad(line, raw, "undecodable", f"not {self.given} text; {hint}")
 
 
-def _format_of(lines: _Lines, name: str) -> str:
+def _format_of(head: bytes, name: str) -> str:
     """Tell the format by the file's name, else by the first byte (``{`` means jsonl); refuse what is binary."""
     path = PurePath(name.lower())
     if path.suffix in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
     if path.suffix == ".parquet":
         raise InputUnusable(f"{name}: Parquet is not read yet; convert it to JSONL or CSV first")
-    head = lines.head()
     if b"\0" in head:
         raise InputUnusable(
             f"{name}: looks like a binary file (it has NUL bytes); give text, or say --encoding utf-16 or --format text"
@@ -174,89 +225,132 @@ def _read_jsonl(lines: _Lines) -> Iterator[Record]:
             yield _json_record(lines, lines.number, raw, body)
 
 
-def _json_record(lines: _Lines, line: int, raw: bytes, body: bytes) -> Record:
-    """Build the record of one JSON object; ``body`` is its text without surrounding space."""
+def _json_record(lines: _Lines, line: int, raw: bytes, text: bytes) -> Record:
+    """Build the record of one JSON object; ``text`` is ``raw`` without surrounding space."""
     try:
-        if lines.encoding != "utf-8":
-            body = body.decode(lines.encoding).encode()
-        value = orjson.loads(body)
+        body = text if lines.encoding == "utf-8" else text.decode(lines.encoding).encode()
+        value = _load_json(body)
     except UnicodeDecodeError:
         return lines.undecodable(line, raw)
     except orjson.JSONDecodeError as error:
-        try:
-            body.decode()
-        except UnicodeDecodeError:
-            return lines.undecodable(line, raw)
         return lines.bad(line, raw, "invalid_json", f"not valid JSON: {error.msg} (at character {error.pos + 1})")
     if not isinstance(value, dict):
         return lines.bad(line, raw, "not_an_object", 'not a JSON object; a row looks like {"text": "..."}')
-    return lines.record(line, raw, value, body=body)
+    # Line ends in JSON stand between tokens only, so that a space says the same: a row is one line.
+    return lines.record(line, raw, value, body=body.replace(b"\r", b" ").replace(b"\n", b" "))
 
 
-# What matters when looking for the end of a JSON value: inside a string, and outside of one.
-_SPACE = re.compile(rb"\s*")
-_IN_STRING = re.compile(rb'["\\]')
-_OUTSIDE = re.compile(rb'["\[\]{},]')
+def _load_json(body: bytes) -> Any:
+    """Read JSON, also the little that orjson refuses: lone surrogates, numbers beyond a double.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        orjson.JSONDecodeError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        text = body.decode()
+        try:
+            return json.loads(text, parse_int=_whole, parse_constant=_not_json)
+        except (ValueError, RecursionError):
+            raise error from None
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 4000 else float(digits)  # Python refuses to read more
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _read_json(lines: _Lines) -> Iterator[Record]:
     """Read the objects of one JSON array, or JSON objects one after another, without reading the whole file."""
-    for line, raw in _json_values(lines):
-        # Line ends in JSON stand between tokens only, so that a space says the same: a row is one line.
-        body = raw.replace(b"\r", b" ").replace(b"\n", b" ").strip()
-        yield _json_record(lines, line, raw.strip() + b"\n", body)
-
-
-def _json_values(lines: _Lines) -> Iterator[tuple[int, bytes]]:
-    """Yield (line, text) of each element of a top-level array, or of each top-level object."""
-    value = bytearray()
-    line = start = lines.number = 1
-    depth, in_array, quoted, escaped = 0, False, False, False
+    scanner = _JsonScanner()
     for block in lines.blocks():
-        at = 0
+        for line, raw in scanner.feed(block):
+            yield _json_record(lines, line, raw + b"\n", raw)
+    for line, raw in scanner.rest():
+        yield _json_record(lines, line, raw + b"\n", raw)
+    if scanner.in_array:
+        raise InputUnusable(f"{lines.source.name}:{scanner.line}: the JSON array is not closed: the file is cut off")
+
+
+# Strings, and all else that neither opens nor closes nor separates values: inside of an element, and between elements.
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]+|' + _STRING + rb")*", re.DOTALL)
+_BETWEEN = re.compile(rb'(?:[^"\[\]{},]+|' + _STRING + rb")*", re.DOTALL)
+# The rest of a string that began in an earlier block.
+_STRING_BODY = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
+
+
+class _JsonScanner:
+    """Cuts a JSON array, or objects one after another, into its elements, whatever the blocks that they come in."""
+
+    def __init__(self) -> None:
+        self.line = 1  # where the text that is not yet given out begins
+        self.in_array = False
+        self._depth = 0
+        self._quoted = self._escaped = False  # the text so far ends in a string, and there after a backslash
+        self._value = bytearray()
+
+    def feed(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield (line, text) of each element that ends in this block."""
+        begin = at = 0
         while at < len(block):
-            if not value:  # white space before a value is not part of it
-                space = _SPACE.match(block, at)
-                end = space.end() if space else at
-                line += block.count(b"\n", at, end)
-                at, start = end, line
-                if at == len(block):
-                    break
-            if escaped:
-                found, end, escaped = None, at + 1, False
-            else:
-                found = (_IN_STRING if quoted else _OUTSIDE).search(block, at)
-                end = found.end() if found else len(block)
-            value += block[at:end]
-            line += block.count(b"\n", at, end)
-            lines.number, at = line, end
-            token = found.group() if found else b""
-            if not token:
+            if self._quoted:
+                at = self._skip_string(block, at)
                 continue
-            if quoted:
-                escaped, quoted = token == b"\\", token != b'"'
-            elif token == b'"':
-                quoted = True
-            elif token == b"[" and depth == 0 and value == b"[":
-                in_array, depth, value = True, 1, bytearray()
-            elif token in b"[{":
-                depth += 1
-            elif token == b"," and depth == in_array:
-                yield start, bytes(value[:-1])
-                value.clear()
-            elif token in b"]}":
-                depth = max(0, depth - 1)
-                if depth == 0:
-                    closed_array = in_array and token == b"]"
-                    element = bytes(value[:-1] if closed_array else value)
-                    in_array = in_array and not closed_array
-                    if element.strip():
-                        yield start, element
-                    value.clear()
-    if value.strip():
-        yield start, bytes(value)
-    elif in_array:
-        raise InputUnusable(f"{lines.source.name}:{line}: the JSON array is not closed: the file is cut off")
+            found = (_INSIDE if self._depth > self.in_array else _BETWEEN).match(block, at)
+            at = found.end() + 1 if found else at + 1
+            token = block[at - 1 : at]
+            if token == b'"':
+                self._quoted = True
+            elif token == b"[" and self._depth == 0 and not (self._value + block[begin : at - 1]).strip():
+                self._take(block[begin : at - 1])
+                begin, self.in_array, self._depth = at, True, 1
+            elif token in (b"[", b"{"):
+                self._depth += 1
+            elif token == b",":
+                yield self._take(block[begin : at - 1])
+                begin = at
+            elif token == b"]" and self._depth == self.in_array == 1:
+                last = self._take(block[begin : at - 1])
+                if last[1]:
+                    yield last
+                begin, self.in_array, self._depth = at, False, 0
+            elif token:
+                self._depth = max(int(self.in_array), self._depth - 1)
+                if self._depth == 0:
+                    yield self._take(block[begin:at])
+                    begin = at
+        self._value += block[begin:]
+
+    def rest(self) -> Iterator[tuple[int, bytes]]:
+        """Yield what no bracket or comma has ended."""
+        if self._value.strip():
+            yield self._take(b"")
+
+    def _take(self, end: bytes) -> tuple[int, bytes]:
+        """Give out the text so far with its last piece, and the line on which it begins."""
+        value = bytes(self._value) + end
+        self._value.clear()
+        text = value.lstrip()
+        start = self.line + value.count(b"\n", 0, len(value) - len(text))
+        self.line += value.count(b"\n")
+        return start, text.rstrip()
+
+    def _skip_string(self, block: bytes, at: int) -> int:
+        """Return where the string ends that is open at ``at``, or the end of the block."""
+        at += self._escaped
+        self._escaped = False
+        body = _STRING_BODY.match(block, at)
+        at = body.end() if body else at
+        if at < len(block):
+            self._quoted = self._escaped = block[at] == ord("\\")
+            at += 1
+        return at
 
 
 def _read_text(lines: _Lines) -> Iterator[Record]:
@@ -282,7 +376,7 @@ class _CsvRows:
     def _decoded(self) -> Iterator[str]:
         for raw in self._lines:
             self._raw.append(raw)
-            yield raw.decode(self._lines.encoding, "surrogateescape")
+            yield raw.decode(self._lines.encoding, _MARK)
 
     def __iter__(self) -> Iterator[tuple[int, bytes, list[str] | None, str]]:
         """Yield (line, raw, cells, problem); cells are None where the row is not CSV. Blank lines are no rows."""
@@ -309,7 +403,7 @@ def _read_csv(lines: _Lines, kind: str, options: ReadOptions) -> Rows:
         return Rows(iter(()), kind, () if options.header else None)
     line, raw, cells, problem = first
     if cells is None or (options.header and not _clean(cells)):
-        what = f"not CSV: {problem}" if cells is None else f"not {lines.encoding} text; name it with --encoding"
+        what = f"not CSV: {problem}" if cells is None else f"not {lines.given} text; name its encoding with --encoding"
         raise InputUnusable(f"{lines.source.name}:{line}: the first row is {what}")
     if options.header:
         columns = _distinct(cells)
@@ -335,7 +429,7 @@ def _csv_records(
             yield lines.undecodable(line, raw)
         elif len(cells) != len(columns):
             message = f"ragged row: {len(cells)} cells where the header has {len(columns)}"
-            names = [*columns, *(f"extra_{number}" for number in range(1, len(cells) - len(columns) + 1))]
+            names = _distinct([*columns, *(f"extra_{number}" for number in range(1, len(cells) - len(columns) + 1))])
             yield lines.bad(line, raw, "ragged_row", message, dict(zip(names, cells, strict=False)))
         else:
             yield lines.record(line, raw, dict(zip(columns, cells, strict=True)))
@@ -349,15 +443,17 @@ def _clean(cells: list[str]) -> bool:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _distinct(names: list[str]) -> tuple[str, ...]:
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     """Give a header's second ``x`` the name ``x_2``, so that no cell is lost."""
-    distinct: list[str] = []
+    distinct: dict[str, None] = {}
+    last: dict[str, int] = {}
     for name in names:
-        candidate, number = name, 1
+        candidate, number = name, last.get(name, 1)
         while candidate in distinct:
             number += 1
             candidate = f"{name}_{number}"
-        distinct.append(candidate)
+        last[name] = number
+        distinct[candidate] = None
     return tuple(distinct)
 
 
@@ -372,8 +468,8 @@ def _check_text_column(columns: tuple[str, ...], name: str, options: ReadOptions
 
 
 def _delimiter(given: str | None, kind: str) -> str:
-    delimiter = (given or {"csv": ",", "tsv": "\t"}[kind]).replace("\\t", "\t")
-    if len(delimiter) != 1 or delimiter in '\r\n"':
+    delimiter = {"csv": ",", "tsv": "\t"}[kind] if given is None else given.replace("\\t", "\t")
+    if len(delimiter) != 1 or delimiter in '\r\n"' or _SURROGATE.match(delimiter):
         raise UsageProblem(f"--delimiter {given!r} must be one character, for example ';' or '\\t'")
     return delimiter
 
@@ -383,7 +479,9 @@ def _text_encoding(name: str) -> str:
     try:
         info = codecs.lookup(name)
         "\n".encode(name)
-    except (LookupError, UnicodeError) as error:
+        if info.name in _NO_FILES:
+            raise LookupError(name)
+    except (LookupError, ValueError) as error:
         raise UsageProblem(
             f"--encoding {name}: no such encoding; for example utf-8, latin-1, cp1252, utf-16"
         ) from error

@@ -43,6 +43,7 @@ class Ahead(Generic[T]):
         Raises:
             StopIteration: there are no more.
             TimeoutError: none came within ``timeout`` seconds.
+            RuntimeError: ``items`` raised a TimeoutError, which must not be taken for the one above.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ended:
@@ -61,6 +62,8 @@ class Ahead(Generic[T]):
             raise StopIteration
         if isinstance(item, _Failure):
             self._ended = True
+            if isinstance(item.error, TimeoutError):
+                raise RuntimeError(f"reading ahead failed: {item.error!r}") from item.error
             raise item.error
         return item
 

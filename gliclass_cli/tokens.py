@@ -36,14 +36,21 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        for role, token in special_tokens.items():
+            if self._tokenizer.id_to_token(token) is None:
+                raise ModelUnusable(f"{path}: has no token {token}, which config.json names as {role}")
         self._before = np.array([special_tokens["cls"]], dtype=np.int64)
         self._after = np.array([special_tokens["sep"]], dtype=np.int64)
         self.pad = special_tokens["pad"]
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Tokens]:
         """Tokenise texts as ``[CLS] text [SEP]``, each cut to ``max_length`` tokens in all."""
-        room = max_length - len(self._before) - len(self._after)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        room = max(0, max_length - len(self._before) - len(self._after))
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):  # half of a character (a lone surrogate) is no text: "?" instead
+            whole = [text.encode("utf-8", "replace").decode() for text in texts]
+            encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
         tokens = []
         for encoding in encodings:
             ids = np.array(encoding.ids, dtype=np.int64)

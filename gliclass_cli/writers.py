@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import orjson
 from gliclass_cli.errors import InputUnusable
 from gliclass_cli.labels import CELL_SEPARATOR
 from gliclass_cli.predictions import Prediction
-from gliclass_cli.records import Record
+from gliclass_cli.records import FieldProblem, Record, text_of
 
 FORMATS = ("jsonl", "csv", "tsv", "label", "table")
 _LINE_ENDS = str.maketrans("\r\n\t", "   ")
@@ -39,12 +40,10 @@ class JsonlWriter:
         if record.fields and self.key in record.fields:
             raise _key_taken(record, self.key)
         value = orjson.dumps(self._value(record, prediction))
-        body = record.body
-        if body is None:
-            # What cannot be said in JSON (a lone surrogate) has become an error in the reader.
-            body = orjson.dumps(record.fields or {})
+        # What cannot be said in JSON (a lone surrogate) has become an error in the readers of other formats.
+        body = orjson.dumps(record.fields or {}) if record.body is None else record.body
         comma = b"," if record.fields else b""
-        return b"%s%s%s:%s}\n" % (body[:-1], comma, orjson.dumps(self.key), value)
+        return b"%s%s%s:%s}\n" % (body[:-1], comma, orjson.dumps(_valid(self.key)), value)
 
     def _value(self, record: Record, prediction: Prediction | None) -> dict[str, Any]:
         if prediction is not None:
@@ -53,7 +52,7 @@ class JsonlWriter:
         if record.error is not None:
             error = {"code": record.error.code, "message": record.error.message, "line": record.error.line}
             if self.with_source:
-                error["file"] = record.source
+                error["file"] = _valid(record.source)
         return {"label": None, "score": None, "labels": [], "scores": {}, "error": error}
 
     def end(self) -> bytes:
@@ -63,7 +62,10 @@ class JsonlWriter:
 
 @dataclass(slots=True)
 class CsvWriter:
-    """CSV or TSV: the row's own columns, then the prediction, its score, and all its labels joined by ``|``."""
+    """CSV or TSV: the row's own columns, then the prediction, its score, and all its labels joined by ``|``.
+
+    Where the columns are not known before, they are those of the first row that has fields.
+    """
 
     key: str = "prediction"
     delimiter: str = ","
@@ -71,19 +73,24 @@ class CsvWriter:
     header: bool = True
     columns: Sequence[str] | None = None
     _started: bool = False
+    _held: int = 0  # rows without fields before the header
     _buffer: io.StringIO = field(default_factory=lambda: io.StringIO(newline=""))
 
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
-        """Return the row, after the header where it is the first."""
-        fields = record.fields or {}
-        start = self._header(record)
-        extra = next((name for name in fields if name not in (self.columns or ())), None)
-        if extra is not None and record.error is None:
+        """Return the row, after the header where it is the first. Raises InputUnusable."""
+        if self.columns is None and not record.fields:
+            self._held += 1
+            return b""
+        start = self._start(record)
+        fields = _spelled(record)
+        columns = self.columns or ()
+        if record.error is None and not fields.keys() <= set(columns):
+            extra = next(name for name in fields if name not in columns)
             raise InputUnusable(
                 f"{record.where}: field {extra!r} is not in the first row, so that it has no column; "
                 "write --output-format jsonl"
             )
-        cells = [_cell(fields.get(name)) for name in self.columns or ()]
+        cells = [_cell(fields.get(name), record) for name in columns]
         if prediction is None or prediction.label is None or prediction.score is None:
             cells += ["", "", ""]
         else:
@@ -92,10 +99,11 @@ class CsvWriter:
         return start + self._line(cells)
 
     def end(self) -> bytes:
-        """Return the header where there was no row."""
-        return self._header(None)
+        """Return the header, and the rows without fields, where there was no other row."""
+        return self._start(None)
 
-    def _header(self, first: Record | None) -> bytes:
+    def _start(self, first: Record | None) -> bytes:
+        """Return, once, the header and the rows that waited for it."""
         if self._started:
             return b""
         self._started = True
@@ -105,13 +113,15 @@ class CsvWriter:
         for name in added:
             if name in self.columns:
                 raise _key_taken(first, name)
-        return self._line([*self.columns, *added]) if self.header else b""
+        header = self._line([*self.columns, *added]) if self.header else b""
+        return header + self._line([""] * (len(self.columns) + len(added))) * self._held
 
     def _line(self, cells: Sequence[str]) -> bytes:
         self._buffer.seek(0)
         self._buffer.truncate()
-        csv.writer(self._buffer, delimiter=self.delimiter, lineterminator="\n").writerow(cells)
-        return self._buffer.getvalue().encode("utf-8", "backslashreplace")
+        # With this line end a carriage return inside of a cell is quoted too.
+        csv.writer(self._buffer, delimiter=self.delimiter, lineterminator="\r\n").writerow(cells)
+        return self._buffer.getvalue().removesuffix("\r\n").encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +159,10 @@ class TableWriter:
         return b""
 
     def _text(self, fields: Mapping[str, Any]) -> str:
-        names = self.text_fields or (("text",) if "text" in fields else ())
-        values = [fields[name] for name in names if name in fields] or [
-            value for value in fields.values() if isinstance(value, str)
-        ]
-        return " ".join(str(value) for value in values)
+        try:
+            return text_of(fields, self.text_fields)
+        except FieldProblem:
+            return ""
 
     def _line(self, score: str, label: str, text: str) -> bytes:
         label = printable(label)
@@ -187,12 +196,32 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text[:4096])
 
 
-def _cell(value: Any) -> str:
+def _spelled(record: Record) -> Mapping[str, Any]:
+    """Return the fields, fractions and integers of any size as they came: 12.50 stays 12.50."""
+    fields = record.fields or {}
+    if record.body is None or not any(isinstance(value, float) for value in fields.values()):
+        return fields
+    try:
+        spelled = json.loads(record.body, parse_float=str, parse_int=str)
+    except RecursionError:
+        return fields
+    return {name: spelled[name] if isinstance(value, float) else value for name, value in fields.items()}
+
+
+def _cell(value: Any, record: Record) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    return orjson.dumps(value).decode()
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError as error:
+        raise InputUnusable(f"{record.where}: nested too deeply for a cell; write --output-format jsonl") from error
+
+
+def _valid(text: str) -> str:
+    """Return text that can be written: bytes of a file name that are not UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _key_taken(record: Record | None, key: str) -> InputUnusable:

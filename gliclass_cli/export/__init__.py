@@ -1,0 +1,1 @@
+"""Turn trained encoders into ONNX graphs that need neither torch nor transformers."""

@@ -1,0 +1,398 @@
+"""Build the ONNX graph of a BERT sentence encoder, in float32 or int8, straight from its weights.
+
+The graph takes `input_ids` and `attention_mask` (B, L) and gives `embedding` (B, D): pooled and of unit length. It is
+written in the form that runs fastest on a CPU, so a runner may load it with graph optimisations off:
+
+* the token-type row is folded into the positions, biases go into the matrix products, the residual is a plain Add (the
+  fused SkipLayerNormalization and BiasGelu kernels of ONNX Runtime measured several times slower than the parts);
+* attention is the standard operator (opset 23), whose mask makes padding invisible;
+* with [CLS] pooling the last layer computes its query, output and feed-forward for that one token (an exact saving).
+
+int8: a row's embedding must not depend on the other rows, so no activation scale may be taken over the batch. The
+inputs of the query/key/value, attention-output and first feed-forward products have constant ranges, measured on
+sample texts (`measure_ranges`) and evened out channel by channel as in SmoothQuant (arXiv 2211.10438). The input of
+the second feed-forward product has rare huge values: there each token takes its own scale. Weights are symmetric per
+column in -64..64: one bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI can't saturate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Pooling = Literal["first", "avg"]
+Precision = Literal["fp32", "int8"]
+Floats = NDArray[np.float32]
+Weights = Mapping[str, Floats]
+
+_MICROSOFT: Final = "com.microsoft"
+_OPSET: Final = 23
+_WEIGHT_LEVELS: Final = 64
+_EMBEDDING_LEVELS: Final = 127
+# The smallest value of GELU is -0.17. With this zero point a token's scale follows from its maximum alone.
+_GELU_MINIMUM: Final = 0.17
+_GELU_ZERO_POINT: Final = 32
+# Share of a channel's range that moves from the activations into the weights (SmoothQuant's alpha).
+_SMOOTHING: Final = 0.6
+# Attention's output has no outlier channels: it is left as it is.
+_EVEN_SITE: Final = ".attended"
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT encoder."""
+
+    layers: int
+    heads: int
+    hidden: int
+    epsilon: float
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, object]) -> BertConfig:
+        """Read a Hugging Face `config.json`; raise ValueError for what this graph can't express."""
+        for key, only in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            if config.get(key, only) != only:
+                raise ValueError(f"config {key}={config[key]!r} is not supported: only {only!r} is")
+        return cls(
+            layers=int(str(config["num_hidden_layers"])),
+            heads=int(str(config["num_attention_heads"])),
+            hidden=int(str(config["hidden_size"])),
+            epsilon=float(str(config.get("layer_norm_eps", 1e-12))),
+        )
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """Smallest and largest value of each channel at the input of a matrix product; each (D,)."""
+
+    low: Floats
+    high: Floats
+
+    def shifted(self, offset: Floats) -> ActivationRange:
+        """Return the range after `offset` (D,) is added to the activations."""
+        return ActivationRange(self.low + offset, self.high + offset)
+
+
+def build_bert_graph(
+    weights: Weights,
+    config: BertConfig,
+    *,
+    pooling: Pooling,
+    precision: Precision = "fp32",
+    ranges: Mapping[str, ActivationRange] | None = None,
+) -> onnx.ModelProto:
+    """Build the encoder from weights named as in Hugging Face's BertModel; int8 needs `ranges`, see measure_ranges."""
+    if precision == "int8" and ranges is None:
+        raise ValueError("int8 needs activation ranges: call measure_ranges first")
+    builder = _Encoder(weights, config, pooling, ranges if precision == "int8" else None)
+    builder.encode()
+    return builder.graph.model(config.hidden)
+
+
+def measure_ranges(
+    weights: Weights, config: BertConfig, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> dict[str, ActivationRange]:
+    """Run (ids, mask) batches through the float32 encoder and return each quantised input's range by site name."""
+    builder = _Encoder(weights, config, "avg", None)  # every token reaches every layer
+    builder.encode()
+    model = builder.graph.model(config.hidden)
+    sites = builder.sites
+    model.graph.output.extend(
+        helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in dict.fromkeys(sites.values())
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # sums in a fixed order: the same ranges at every run
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
+    found: dict[str, ActivationRange] = {}
+    for ids, mask in batches:
+        real = mask.reshape(-1) == 1
+        outputs = session.run(list(sites.values()), {"input_ids": ids, "attention_mask": mask})
+        for site, values in zip(sites, outputs, strict=True):
+            low, high = values[real].min(axis=0), values[real].max(axis=0)
+            if site in found:
+                low, high = np.minimum(low, found[site].low), np.maximum(high, found[site].high)
+            found[site] = ActivationRange(low, high)
+    return found
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model, the same ones for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+class _Graph:
+    """Nodes and constants of a graph under construction; a constant is stored once, under its name."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+
+    def constant(self, name: str, values: NDArray[np.generic] | Sequence[int]) -> str:
+        """Add a constant, unless its name is there already; plain integers become int64."""
+        if name not in self._constants:
+            self._constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+        return name
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output, and return the output's name."""
+        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
+        return output
+
+    def model(self, hidden: int) -> onnx.ModelProto:
+        """Return the finished model."""
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ]
+        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", hidden])
+        graph = helper.make_graph(self._nodes, "bert", inputs, [output], list(self._constants.values()))
+        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
+        # IR 11 is the first one that knows opset 23.
+        return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="gliclass")
+
+
+class _Encoder:
+    """One walk through BERT's layers; token matrices are flat, (B*L, D), everywhere but in attention."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: BertConfig,
+        pooling: Pooling,
+        ranges: Mapping[str, ActivationRange] | None,
+    ) -> None:
+        self.graph = _Graph()
+        self.sites: dict[str, str] = {}  # site of quantisation -> the tensor there
+        self._weights = weights
+        self._config = config
+        self._pooling = pooling
+        self._ranges = ranges
+
+    def encode(self) -> None:
+        """Add the whole encoder to the graph."""
+        self._add_shapes()
+        tokens = self._embed()
+        for layer in range(self._config.layers):
+            tokens = self._layer(layer, tokens)
+        if self._pooling == "avg":
+            tokens = self._average(tokens)
+        self.graph.add("ReduceL2", [tokens, "ones"], "norm", keepdims=1)
+        self.graph.add("Div", [tokens, "norm"], "embedding")
+
+    def _add_shapes(self) -> None:
+        """Add the run-time shapes, and the mask as attention wants it: (B, 1, 1, L) and, expanded, (B, 1, L, L)."""
+        graph, hidden = self.graph, self._config.hidden
+        graph.constant("zeros", [0])
+        graph.constant("ones", [1])
+        graph.constant("flat", [-1, hidden])
+        graph.add("Shape", ["input_ids"], "shape")  # [B, L]
+        graph.add("Gather", ["shape", "zeros"], "batch_size")
+        graph.add("Gather", ["shape", "ones"], "row_length")
+        graph.add("Concat", ["shape", graph.constant("hidden", [hidden])], "by_row", axis=0)  # [B, L, D]
+        graph.add("Cast", ["attention_mask"], "is_real", to=TensorProto.BOOL)
+        graph.add("Unsqueeze", ["is_real", graph.constant("middle", [1, 2])], "key_mask")
+        graph.add("Concat", ["batch_size", "ones", "row_length", "row_length"], "mask_shape", axis=0)
+        graph.add("Expand", ["key_mask", "mask_shape"], "pair_mask")
+
+    def _embed(self) -> str:
+        """Add words and positions, and return the normalised token matrix."""
+        graph, weights = self.graph, self._weights
+        words = weights["embeddings.word_embeddings.weight"]
+        if self._ranges is None:
+            graph.add("Gather", [graph.constant("words", words), "input_ids"], "word")
+        else:
+            rows, scales = _quantize(words, axis=1, levels=_EMBEDDING_LEVELS)
+            graph.add("Gather", [graph.constant("words", rows), "input_ids"], "word.int8")
+            graph.add("Gather", [graph.constant("words.scale", scales), "input_ids"], "word.scale")
+            graph.add("Cast", ["word.int8"], "word.float", to=TensorProto.FLOAT)
+            graph.add("Mul", ["word.float", "word.scale"], "word")
+        token_type = weights["embeddings.token_type_embeddings.weight"][0]
+        positions = weights["embeddings.position_embeddings.weight"] + token_type
+        graph.add("Slice", [graph.constant("positions", positions), "zeros", "row_length", "zeros"], "position")
+        graph.add("Add", ["word", "position"], "embedded")
+        graph.add("Reshape", ["embedded", "flat"], "embedded.flat")
+        return self._normalize("embedded.flat", "embeddings.LayerNorm")
+
+    def _layer(self, layer: int, tokens: str) -> str:
+        """Add one transformer layer."""
+        graph, name = self.graph, f"encoder.layer.{layer}"
+        first_only = self._pooling == "first" and layer == self._config.layers - 1
+        attended = self._attention(name, tokens, first_only=first_only)
+        if first_only:
+            tokens = self._first_token(tokens, f"{name}.first")
+        output = self._linear(f"{name}.attention.output.dense", attended, site=f"{name}.attended")
+        graph.add("Add", [output, tokens], f"{name}.attention.residual")
+        # int8: the second product's bias can't be added before its per-token scale. It rides on the residual instead:
+        # LayerNorm adds it, and the first product's bias takes it out again (both exact in real numbers).
+        second = f"{name}.output.dense"
+        carried = self._weights[f"{second}.bias"] if self._ranges is not None else None
+        middle = self._normalize(f"{name}.attention.residual", f"{name}.attention.output.LayerNorm", carried)
+        inner = self._linear(f"{name}.intermediate.dense", middle, site=f"{name}.middle", carried=carried)
+        graph.add("Gelu", [inner], f"{name}.gelu", domain=_MICROSOFT)
+        if self._ranges is None:
+            output = self._linear(second, f"{name}.gelu", site=None)
+        else:
+            output = self._linear_by_token(second, f"{name}.gelu")
+        graph.add("Add", [output, middle], f"{name}.residual")
+        return self._normalize(f"{name}.residual", f"{name}.output.LayerNorm")
+
+    def _attention(self, name: str, tokens: str, *, first_only: bool) -> str:
+        """Add multi-head attention and return its output, flat; `first_only`: for the first token of each row."""
+        graph, site = self.graph, f"{name}.tokens"
+        shapes = {"query": "by_row", "key": "by_row", "value": "by_row"}
+        inputs = dict.fromkeys(shapes, self._quantized(tokens, site))
+        if first_only:
+            shapes["query"] = graph.constant("one_by_row", [-1, 1, self._config.hidden])
+            inputs["query"] = self._first_token(inputs["query"], f"{name}.query")
+        parts = []
+        for part, shape in shapes.items():
+            output = self._linear(f"{name}.attention.self.{part}", inputs[part], site=site, quantized=True)
+            parts.append(graph.add("Reshape", [output, shape], f"{output}.rows"))
+        heads, mask = self._config.heads, "key_mask" if first_only else "pair_mask"
+        graph.add("Attention", [*parts, mask], f"{name}.attention", q_num_heads=heads, kv_num_heads=heads)
+        return graph.add("Reshape", [f"{name}.attention", "flat"], f"{name}.attention.flat")
+
+    def _first_token(self, tokens: str, output: str) -> str:
+        """Return the first token of each row, (B, D)."""
+        rows = self.graph.add("Reshape", [tokens, "by_row"], f"{output}.rows")
+        return self.graph.add("Gather", [rows, self.graph.constant("zero", np.array(0))], output, axis=1)
+
+    def _average(self, tokens: str) -> str:
+        """Return the sum of each row's real tokens, (B, D): what is normalised is the same as for the mean."""
+        graph = self.graph
+        graph.add("Reshape", [tokens, "by_row"], "last.rows")
+        graph.add("Cast", ["attention_mask"], "mask.float", to=TensorProto.FLOAT)
+        graph.add("Unsqueeze", ["mask.float", "ones"], "mask.rows")
+        graph.add("MatMul", ["mask.rows", "last.rows"], "sum.rows")
+        return graph.add("Squeeze", ["sum.rows", "ones"], "sum")
+
+    def _normalize(self, tokens: str, name: str, offset: Floats | None = None) -> str:
+        """Add a LayerNorm whose shift is increased by `offset`."""
+        bias = self._weights[f"{name}.bias"] if offset is None else self._weights[f"{name}.bias"] + offset
+        scale = self.graph.constant(f"{name}.scale", self._weights[f"{name}.weight"])
+        inputs = [tokens, scale, self.graph.constant(f"{name}.bias", bias)]
+        return self.graph.add("LayerNormalization", inputs, name, axis=-1, epsilon=self._config.epsilon)
+
+    def _linear(
+        self,
+        name: str,
+        tokens: str,
+        *,
+        site: str | None,
+        carried: Floats | None = None,
+        quantized: bool = False,
+    ) -> str:
+        """Add a matrix product with bias; its input's range is that of `site`, and `carried` (D,) is no part of it."""
+        graph = self.graph
+        matrix, bias = np.ascontiguousarray(self._weights[f"{name}.weight"].T), self._weights[f"{name}.bias"]
+        if self._ranges is None or site is None:
+            if site is not None:
+                self.sites.setdefault(site, tokens)
+            inputs = [tokens, graph.constant(f"{name}.weight", matrix), graph.constant(f"{name}.bias", bias)]
+            return graph.add("Gemm", inputs, name)
+        if not quantized:
+            tokens = self._quantized(tokens, site, carried)
+        found = self._ranges[site]
+        if carried is not None:
+            bias, found = bias - carried @ matrix, found.shifted(carried)
+        smooth = _plan(found, site).smooth
+        columns, scales = _quantize(matrix * smooth[:, None], axis=0, levels=_WEIGHT_LEVELS)
+        inputs = [
+            tokens,
+            graph.constant(f"{name}.weight", columns),
+            f"{site}.scale",
+            graph.constant(f"{name}.scale", scales[0]),
+            f"{site}.zero_point",
+            "",  # the weights' zero point is 0
+            graph.constant(f"{name}.bias", bias),
+        ]
+        return graph.add("MatMulIntegerToFloat", inputs, name, domain=_MICROSOFT)
+
+    def _quantized(self, tokens: str, site: str, carried: Floats | None = None) -> str:
+        """Return uint8 tokens by the constant range of `site`; in float32 just note which tensor is there."""
+        if self._ranges is None:
+            self.sites.setdefault(site, tokens)
+            return tokens
+        found = self._ranges[site]
+        graph, plan = self.graph, _plan(found if carried is None else found.shifted(carried), site)
+        if not site.endswith(_EVEN_SITE):
+            even = graph.constant(f"{site}.evener", (1 / plan.smooth).astype(np.float32))
+            tokens = graph.add("Mul", [tokens, even], f"{site}.even")
+        inputs = [
+            tokens,
+            graph.constant(f"{site}.scale", np.array(plan.scale, np.float32)),
+            graph.constant(f"{site}.zero_point", np.array(plan.zero_point, np.uint8)),
+        ]
+        return graph.add("QuantizeLinear", inputs, f"{site}.uint8")
+
+    def _linear_by_token(self, name: str, tokens: str) -> str:
+        """Add a matrix product without bias after GELU, each token quantised by its own maximum."""
+        graph, above = self.graph, 255 - _GELU_ZERO_POINT
+        columns, scales = _quantize(
+            np.ascontiguousarray(self._weights[f"{name}.weight"].T), axis=0, levels=_WEIGHT_LEVELS
+        )
+        graph.constant("gelu.least", np.array(_GELU_MINIMUM / _GELU_ZERO_POINT * above, np.float32))
+        graph.constant("gelu.step", np.array(1 / above, np.float32))
+        graph.constant("gelu.zero_point", np.array(_GELU_ZERO_POINT, np.uint8))
+        graph.constant("unit", np.array(1, np.float32))
+        graph.add("ReduceMax", [tokens, "ones"], f"{name}.max", keepdims=1)
+        graph.add("Max", [f"{name}.max", "gelu.least"], f"{name}.high")
+        graph.add("Mul", [f"{name}.high", "gelu.step"], f"{name}.token_scale")  # (N, 1)
+        graph.add("Reshape", [f"{name}.token_scale", graph.constant("vector", [-1])], f"{name}.token_scales")  # (N,)
+        graph.add("Shape", [f"{name}.token_scales"], f"{name}.count")
+        zero = numpy_helper.from_array(np.array([_GELU_ZERO_POINT], np.uint8))
+        graph.add("ConstantOfShape", [f"{name}.count"], f"{name}.zero_points", value=zero)
+        parts = [tokens, f"{name}.token_scales", f"{name}.zero_points"]
+        graph.add("QuantizeLinear", parts, f"{name}.uint8", axis=0)
+        inputs = [
+            f"{name}.uint8",
+            graph.constant(f"{name}.weight", columns),
+            "unit",
+            graph.constant(f"{name}.scale", scales[0]),
+            "gelu.zero_point",
+        ]
+        graph.add("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=_MICROSOFT)
+        return graph.add("Mul", [f"{name}.unscaled", f"{name}.token_scale"], name)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Static quantisation of one input: value / smooth / scale + zero point, in 0..255."""
+
+    smooth: Floats  # (D,)
+    scale: float
+    zero_point: int
+
+
+def _plan(channels: ActivationRange, site: str) -> _Plan:
+    """Even out the channels, and lay 0..255 over all of them."""
+    largest = np.maximum(np.maximum(np.abs(channels.low), np.abs(channels.high)), 1e-4)
+    if site.endswith(_EVEN_SITE):
+        largest = np.ones_like(largest)
+    smooth = _coarse(largest**_SMOOTHING / np.exp(np.log(largest**_SMOOTHING).mean()))
+    low = min(float((channels.low / smooth).min()), 0.0)
+    high = max(float((channels.high / smooth).max()), 0.0)
+    scale = float(_coarse(np.array([(high - low) / 255]))[0])
+    return _Plan(smooth, scale, round(-low / scale))
+
+
+def _coarse(values: NDArray[np.floating[Any]]) -> Floats:
+    """Keep 8 bits of each mantissa, so that the last bits of a machine's float sums don't reach the file."""
+    mantissa, exponent = np.frexp(values)
+    coarse: Floats = np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
+    return coarse
+
+
+def _quantize(matrix: Floats, *, axis: int, levels: int) -> tuple[NDArray[np.int8], Floats]:
+    """Return a matrix as int8 and its scales, one for each slice along `axis` (kept as a dimension of 1)."""
+    scales = np.abs(matrix).max(axis=axis, keepdims=True) / np.float32(levels)
+    scales[scales == 0] = 1
+    return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)

@@ -1,0 +1,28 @@
+"""Settings of Hypothesis, and what several test files share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from gliclass_cli.files import open_source
+from gliclass_cli.readers import ReadOptions, read_rows
+from gliclass_cli.records import Record
+
+# The same examples in every run; a busy machine is no failure.
+settings.register_profile("gliclass", derandomize=True, max_examples=100, deadline=None, database=None)
+settings.load_profile("gliclass")
+
+
+@pytest.fixture(scope="session")
+def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Record]]:
+    """Read bytes from a real file, as a user would: ``read(data, "csv", delimiter=";")`` gives the records."""
+    path = tmp_path_factory.mktemp("read") / "input"
+
+    def read_bytes(data: bytes, format: str | None = None, **options: Any) -> list[Record]:
+        path.write_bytes(data)
+        with open_source(str(path)) as source:
+            return list(read_rows(source, ReadOptions(format, **options)).records)
+
+    return read_bytes
