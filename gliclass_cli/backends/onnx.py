@@ -18,7 +18,7 @@ from gliclass_cli.tokens import Tokenizer, Tokens
 
 # Label vectors kept for rows that bring their own labels; one takes about 2 kB.
 _LABEL_CACHE = 16_384
-_LABEL_BATCH_TOKENS = 1024
+_LABEL_BATCH_TOKENS = 256
 
 
 class OnnxBackend:
