@@ -51,7 +51,7 @@ class StreamOptions:
 
     batch_tokens: int = BATCH_TOKENS
     linger: float | None = None
-    cached_texts: int = 65_536
+    cached_texts: int = 16_384
 
 
 class _Slot:

@@ -41,15 +41,15 @@ def test_a_session_gives_what_is_shown(command: str, output: str) -> None:
     result = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
     )
-    # Scores may differ in their last digit between processors.
+    # int8 scores differ a little between kinds of processors.
     assert NUMBER.sub("N", result.stdout) == NUMBER.sub("N", output)
     for shown, found in zip(NUMBER.findall(output), NUMBER.findall(result.stdout), strict=True):
-        assert float(found) == pytest.approx(float(shown), abs=0.002)
+        assert float(found) == pytest.approx(float(shown), abs=0.02)
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     code = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)[0]
-    exec(code, {})  # noqa: S102 - our own example
+    exec(code, {})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["billing", "shipping"]
 
 
