@@ -40,9 +40,8 @@ def main() -> int:
         print("a row is missing, moved or changed")
         return 1
     right = sum(prediction["label"] == row[arguments.gold] for prediction, row in zip(predictions, rows, strict=True))
-    print(
-        f"{len(rows):,} rows in order, all fields kept; accuracy {right / len(rows):.3f}; {len(rows) / seconds:.0f} rows/s"
-    )
+    accuracy, rate = right / len(rows), len(rows) / seconds
+    print(f"{len(rows):,} rows in order, all fields kept; accuracy {accuracy:.3f}; {rate:.0f} rows/s")
     return 0
 
 
