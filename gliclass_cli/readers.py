@@ -151,7 +151,7 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield line after line with its line end; a byte order mark is dropped."""
-        while line := self._read(self._stream.readline):
+        for line in self._pieces(self._stream.readline):
             self.number += 1
             if self.number == 1 and self.encoding == "utf-8":
                 line = line.removeprefix(_BOM_UTF8)
@@ -161,23 +161,20 @@ class _Lines:
     def blocks(self) -> Iterator[bytes]:
         """Yield the input in UTF-8 block by block, as it comes in, without its byte order mark."""
         self._recode()
+        pieces = self._pieces(lambda: self._stream.read1(_BLOCK))
         start = b""
-        while start != _BOM_UTF8 and _BOM_UTF8.startswith(start) and (more := self._block()):
+        while start != _BOM_UTF8 and _BOM_UTF8.startswith(start) and (more := next(pieces, b"")):
             start += more
         if start := start.removeprefix(_BOM_UTF8):
             yield start
-        while block := self._block():
-            yield block
+        yield from pieces
 
-    def _block(self) -> bytes:
-        return self._read(lambda: self._stream.read1(_BLOCK))
-
-    def _read(self, read: Callable[[], bytes]) -> bytes:
-        with self._reading():
-            data = read()
+    def _pieces(self, read: Callable[[], bytes]) -> Iterator[bytes]:
         exact = not (self.source.compressed or self._recoded)
-        self.position = self.position + len(data) if exact else self.source.consumed()
-        return data
+        with self._reading():
+            while piece := read():
+                self.position = self.position + len(piece) if exact else self.source.consumed()
+                yield piece
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

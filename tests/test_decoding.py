@@ -16,7 +16,6 @@ from gliclass_cli.prompts import word_label
 
 LOGITS = st.lists(st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, -1.0, 1e4, -1e4]), min_size=1, max_size=8)
 TEMPERATURES = st.floats(0.01, 100)
-EXACT = {"abs": 1e-12, "rel": 1e-9}
 
 
 def labels_for(logits: Any) -> LabelSet:
@@ -44,7 +43,7 @@ def sigmoid(logit: float, temperature: float, bias: float) -> float:
 @given(logits=LOGITS, temperature=TEMPERATURES)
 def test_single_label_scores_are_a_softmax(logits: list[float], temperature: float) -> None:
     scores = Decoder(calibration=Calibration(single_temperature=temperature)).scores(np.array(logits))
-    assert scores.tolist() == pytest.approx(softmax(logits, temperature), **EXACT)
+    assert scores.tolist() == pytest.approx(softmax(logits, temperature), abs=1e-12, rel=1e-9)
     assert scores.sum() == pytest.approx(1)
 
 
@@ -52,7 +51,9 @@ def test_single_label_scores_are_a_softmax(logits: list[float], temperature: flo
 def test_multi_label_scores_are_sigmoids(logits: list[float], temperature: float, bias: float) -> None:
     calibration = Calibration(multi_temperature=temperature, multi_bias=bias)
     scores = Decoder(Choice(multi=True), calibration).scores(np.array(logits))
-    assert scores.tolist() == pytest.approx([sigmoid(logit, temperature, bias) for logit in logits], **EXACT)
+    assert scores.tolist() == pytest.approx(
+        [sigmoid(logit, temperature, bias) for logit in logits], abs=1e-12, rel=1e-9
+    )
 
 
 @given(logits=LOGITS, multi=st.booleans())

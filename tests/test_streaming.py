@@ -81,7 +81,7 @@ def test_an_error_comes_after_all_items_before_it(error: BaseException) -> None:
 def test_a_timeout_of_the_items_is_not_taken_for_patience() -> None:
     ahead = Ahead(failing([1], TimeoutError("the network")), 1, "read")
     assert ahead.take() == 1
-    with pytest.raises(RuntimeError, match="reading ahead failed: .*the network"):
+    with pytest.raises(RuntimeError, match=r"reading ahead failed: .*the network"):
         ahead.take(5)
     with pytest.raises(RuntimeError):
         gather(failing([1], TimeoutError("the network")), linger=0.01)

@@ -13,8 +13,8 @@ from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.tokens import Tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = "i was charged twice where is my order the app crashes great cls sep mask pad un ##k ##s ##ed [ ] . ? !".split()
-VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+SENTENCES = "i was charged twice where is my order the app crashes great cls sep mask pad un ##k ##s ##ed [ ] . ? !"
+VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *SENTENCES.split()])}
 ROLES = {"cls": 2, "sep": 3, "pad": 0}
 
 
@@ -120,7 +120,8 @@ def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
 
     def encode() -> None:
         for _ in range(50):
-            found.append([tokens.ids.tolist() for tokens in tokenizer.encode(["my order", "the app crashes"], 512)])
+            tokens = tokenizer.encode(["my order", "the app crashes"], 512)
+            found.append([item.ids.tolist() for item in tokens])
 
     threads = [threading.Thread(target=encode) for _ in range(4)]
     for thread in threads:

@@ -85,7 +85,7 @@ def test_csv_cells_come_back_from_jsonl(read: Read, table: list[list[str]], form
 
 def test_jsonl_errors_keep_the_fields_that_were_read() -> None:
     fields = Record("in.csv", 3, b"", {"id": "1"}, error=RowError("ragged_row", "ragged", 3))
-    value = {"label": None, "score": None, "labels": [], "scores": {}}
+    value: dict[str, Any] = {"label": None, "score": None, "labels": [], "scores": {}}
     assert json.loads(JsonlWriter().row(BAD, None)) == {
         "prediction": value | {"error": {"code": "invalid_json", "message": "not valid JSON", "line": 42}}
     }
