@@ -55,14 +55,14 @@ _gliclass() {
     esac
     case "$command" in
         "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\ndoctor\ncompletions\nmodels' -- "$cur")) ;;
-        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--template\n--max-length\n--threads\n--linger\n--batch-tokens\n-q\n--quiet\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
-        "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--template\n--max-length\n--threads\n-h\n--help' -- "$cur")); else :; fi ;;
-        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--json\n-h\n--help' -- "$cur")) ;;
-        "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
+        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--template\n--max-length\n--threads\n--linger\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--template\n--max-length\n--threads\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
+        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
+        "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
         "gliclass models") COMPREPLY=($(compgen -W $'-h\n--help\nlist\ninfo\npath' -- "$cur")) ;;
-        "gliclass models list") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'' -- "$cur") $(compgen -d -- "$cur")); fi ;;
-        "gliclass models info") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--json\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
-        "gliclass models path") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
+        "gliclass models list") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'' -- "$cur") $(compgen -d -- "$cur")); fi ;;
+        "gliclass models info") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--json\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
+        "gliclass models path") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
     esac
 }
 complete -F _gliclass gliclass

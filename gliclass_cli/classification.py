@@ -9,7 +9,7 @@ from typing import Literal
 
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
-from gliclass_cli.files import Output, check_input, open_source
+from gliclass_cli.files import STDIN, Output, check_input, open_source
 from gliclass_cli.labels import LabelProblem, LabelSet, labels_from_cell
 from gliclass_cli.predictions import Choice, Prediction
 from gliclass_cli.readers import ReadOptions, read_rows
@@ -36,8 +36,11 @@ class Inputs:
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the rows. Raises InputUnusable, UsageProblem."""
+        done = 0
         for name in self.names:
             with open_source(name) as source:
+                source.start = done
+                done += source.size or 0
                 rows = read_rows(source, self.options)
                 if self.columns is None:
                     self.columns, self.header_raw = rows.columns, rows.header_raw
@@ -109,24 +112,24 @@ def classify_rows(
     summary = Summary()
     start = time.monotonic()
     writer: Writer | None = None
+    reject = _Rejects(rejects, inputs) if rejects else None
     records = itertools.islice(
         inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
     )
     for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
         writer = writer or make_writer(inputs)
-        lines: list[bytes] = []
         try:
             for query, prediction in window:
-                lines.append(_row(query.item, prediction, writer, settings, summary, rejects, listeners))
+                output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
         finally:
-            output.write(b"".join(lines))
             output.flush()
         summary.seconds = time.monotonic() - start
         if window:
             listeners.progress(summary, window[-1][0].item)
     if stop.is_set():
-        at = settings.skip + summary.rows
-        raise Interrupted(f"interrupted; {summary.rows:,} rows are done and written; to go on after them: --skip {at}")
+        raise Interrupted(
+            f"interrupted; {summary.rows:,} rows are done and written{_how_to_go_on(inputs, settings, summary)}"
+        )
     writer = writer or make_writer(inputs)
     output.write(writer.end())
     summary.seconds = time.monotonic() - start
@@ -139,18 +142,20 @@ def _row(
     writer: Writer,
     settings: Settings,
     summary: Summary,
-    rejects: Output | None,
+    reject: "_Rejects | None",
     listeners: Listeners,
 ) -> bytes:
     """Count a row and return its bytes."""
-    error = record.error
+    error = record.error or writer.check(record)
     if error is not None:
+        if error.code == "key_taken" and summary.rows == 0:  # most likely all rows have it
+            raise InputUnusable(f"{record.where}: {error.message}")
         if settings.on_error == "stop":
             raise InputUnusable(f"{record.where}: {error.message} (--on-error stop)")
         summary.errors += 1
         listeners.bad_row(record, error)
-        if rejects is not None:
-            rejects.write(record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))
+        if reject is not None:
+            reject(record)
     summary.rows += 1
     if prediction is not None and prediction.truncated is not None:
         summary.truncated += 1
@@ -159,6 +164,28 @@ def _row(
     line = writer.row(record, prediction)
     summary.written += bool(line)
     return line
+
+
+class _Rejects:
+    """Keeps the raw lines of bad rows, after the header of their CSV: they can be mended and read again."""
+
+    def __init__(self, output: Output, inputs: Inputs) -> None:
+        self._output = output
+        self._inputs = inputs
+        self._started = False
+
+    def __call__(self, record: Record) -> None:
+        header = b"" if self._started else self._inputs.header_raw
+        self._started = True
+        self._output.write(header + record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))
+
+
+def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
+    """Say which options classify the rest; what came through a pipe is gone."""
+    if STDIN in inputs.names:
+        return ""
+    rest = "" if settings.limit is None else f" --limit {settings.limit - summary.rows}"
+    return f"; the rest: --skip {settings.skip + summary.rows}{rest}"
 
 
 def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
@@ -176,7 +203,7 @@ def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> I
                 raise UsageProblem(f"{record.where}: which field holds the text? {problem}") from problem
             yield Query(replace(record, error=RowError(problem.code, str(problem), record.line)), None)
         else:
-            yield Query(record, text, labels)
+            yield Query(record, text, labels, weight=len(record.raw))
 
 
 def _labels_of(record: Record, settings: Settings) -> LabelSet | None:

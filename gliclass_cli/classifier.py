@@ -1,5 +1,6 @@
 """``Classifier``: text in, predictions out, lazily, in order."""
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,19 +27,24 @@ T = TypeVar("T")
 BATCH_TOKENS = 256
 _WINDOW_ROWS = 1024
 _WINDOW_CHARACTERS = 4_000_000
-_ROWS_AHEAD = 256
+_ROWS_AHEAD = 64
 _TICK = 0.1
-_CACHED_SETS = 1024
-_CACHED_LOGITS = 16_000_000
+# Labels of all prepared sets, and logits of all remembered texts: some 30 and 16 MB.
+_PREPARED_LABELS = 20_000
+_CACHED_LOGITS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
-    """One row to classify. ``item`` is the caller's own; a row without text or labels passes through in its place."""
+    """One row to classify. ``item`` is the caller's own; a row without text or labels passes through in its place.
+
+    ``weight``: characters or bytes that the item holds beside the text; memory is bounded by what rows weigh.
+    """
 
     item: T
     text: str | None
     labels: LabelSet | None = None
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,20 @@ class StreamOptions:
 class _Slot:
     """The logits of one distinct text, filled when its batch has run; rows with the same text share it."""
 
-    __slots__ = ("labels", "logits", "truncated")
+    __slots__ = ("logits", "truncated")
 
-    def __init__(self, labels: PreparedLabels) -> None:
-        self.labels = labels
+    def __init__(self) -> None:
         self.logits: Floats | None = None
         self.truncated: Truncation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """New texts of a window that share their labels, and their slots."""
+
+    labels: PreparedLabels
+    texts: list[str]
+    slots: list[_Slot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,10 @@ class Classifier:
         self.folder = folder
         self.threads = threads
         self._backend = backend
-        self._prepared: OrderedDict[LabelSet, PreparedLabels] = OrderedDict()
+        # Prepared label sets, each with a number of its own, the one used last at the end.
+        self._prepared: OrderedDict[LabelSet, tuple[int, PreparedLabels]] = OrderedDict()
+        self._prepared_labels = 0
+        self._numbers = itertools.count()
         self._preparing = threading.Lock()
 
     @classmethod
@@ -107,7 +124,7 @@ class Classifier:
     def self_check(self) -> float:
         """Return by how much the logits of the model's own example differ, at most, from those it was shipped with."""
         check = self.folder.self_check
-        prepared = self._prepare(make_labels(check.labels))
+        _, prepared = self._prepare(make_labels(check.labels))
         logits = self._backend.score(self._backend.compose([check.text], prepared))[0]
         return max(abs(float(a) - b) for a, b in zip(logits, check.logits, strict=True))
 
@@ -147,7 +164,7 @@ class Classifier:
         rows = Ahead(queries, _ROWS_AHEAD, "read")
         gathered = windows(
             rows,
-            lambda query: len(query.text or ""),
+            lambda query: len(query.text or "") + query.weight,
             most_rows=_WINDOW_ROWS,
             most_weight=_WINDOW_CHARACTERS,
             linger=options.linger,
@@ -173,25 +190,23 @@ class Classifier:
         cache = _SlotCache(options.cached_texts)
         for queries in gathered:
             rows: list[tuple[Query[T], _Slot | None]] = []
-            new: dict[int, list[tuple[str, _Slot]]] = {}
+            new: dict[int, _Group] = {}
             for query in queries:
                 slot = None
                 if query.text is not None and query.labels is not None:
-                    labels = self._prepare(query.labels)
-                    slot, known = cache.slot(query.text, labels)
+                    number, labels = self._prepare(query.labels)
+                    slot, known = cache.slot(query.text, number, len(query.labels))
                     if not known:
-                        new.setdefault(id(labels), []).append((query.text, slot))
+                        group = new.setdefault(number, _Group(labels, [], []))
+                        group.texts.append(query.text)
+                        group.slots.append(slot)
                 rows.append((query, slot))
             yield _Window(rows, self._start(list(new.values()), pool, options.batch_tokens))
 
-    def _start(
-        self, new: list[list[tuple[str, _Slot]]], pool: ThreadPoolExecutor, batch_tokens: int
-    ) -> list[Future[None]]:
+    def _start(self, new: list[_Group], pool: ThreadPoolExecutor, batch_tokens: int) -> list[Future[None]]:
         """Compose texts, grouped by their labels, and start their runs; texts of all groups share batches."""
-        slots = [slot for group in new for _, slot in group]
-        prompts: list[Prompt] = []
-        for group in new:
-            prompts += self._backend.compose([text for text, _ in group], group[0][1].labels)
+        slots = [slot for group in new for slot in group.slots]
+        prompts = [prompt for group in new for prompt in self._backend.compose(group.texts, group.labels)]
         limit = self._backend.max_length
         for slot, prompt in zip(slots, prompts, strict=True):
             if prompt.tokens.full_length > limit:
@@ -203,39 +218,41 @@ class Classifier:
         for slot, logits in zip(slots, self._backend.score(prompts), strict=True):
             slot.logits = logits
 
-    def _prepare(self, labels: LabelSet) -> PreparedLabels:
+    def _prepare(self, labels: LabelSet) -> tuple[int, PreparedLabels]:
+        """Return a label set's number and what the backend made of it; several streams may ask at once."""
         with self._preparing:
-            prepared = self._prepared.get(labels)
-            if prepared is None:
-                prepared = self._prepared[labels] = self._backend.prepare(labels)
-                if len(self._prepared) > _CACHED_SETS:
-                    self._prepared.popitem(last=False)
-            return prepared
+            known = self._prepared.get(labels)
+            if known is None:
+                known = self._prepared[labels] = next(self._numbers), self._backend.prepare(labels)
+                self._prepared_labels += len(labels)
+                while self._prepared_labels > _PREPARED_LABELS and len(self._prepared) > 1:
+                    self._prepared_labels -= len(self._prepared.popitem(last=False)[0])
+            self._prepared.move_to_end(labels)
+            return known
 
 
 class _SlotCache:
-    """The slots of the texts seen last, each with its labels: identical texts are computed once."""
+    """The slots of the texts seen last: identical texts with the same labels are computed once."""
 
     def __init__(self, texts: int) -> None:
         self._texts = texts
-        self._slots: OrderedDict[tuple[bytes, int], _Slot] = OrderedDict()
+        self._slots: OrderedDict[tuple[bytes, int], tuple[_Slot, int]] = OrderedDict()
         self._logits = 0
 
-    def slot(self, text: str, labels: PreparedLabels) -> tuple[_Slot, bool]:
-        """Return the slot of a text, and whether it was there before."""
+    def slot(self, text: str, labels_number: int, labels: int) -> tuple[_Slot, bool]:
+        """Return the slot of a text with its label set (by number) of so many labels, and whether it was there."""
         if not self._texts:
-            return _Slot(labels), False
-        # A digest, so that long texts are not kept; a slot keeps its labels alive, so that their id stays theirs.
-        key = (blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), id(labels))
-        slot = self._slots.get(key)
-        if slot is not None:
+            return _Slot(), False
+        # A digest, so that long texts are not kept.
+        key = (blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest(), labels_number)
+        if key in self._slots:
             self._slots.move_to_end(key)
-            return slot, True
-        slot = self._slots[key] = _Slot(labels)
-        self._logits += len(labels.labels)
-        while len(self._slots) > self._texts or self._logits > _CACHED_LOGITS:
-            _, oldest = self._slots.popitem(last=False)
-            self._logits -= len(oldest.labels.labels)
+            return self._slots[key][0], True
+        slot = _Slot()
+        self._slots[key] = slot, labels
+        self._logits += labels
+        while len(self._slots) > self._texts or (self._logits > _CACHED_LOGITS and len(self._slots) > 1):
+            self._logits -= self._slots.popitem(last=False)[1][1]
         return slot, False
 
 
@@ -243,14 +260,14 @@ def _decoded(window: _Window[T], decoder: Decoder) -> Iterator[tuple[Query[T], P
     """Yield the rows of a window with their predictions, up to the first that was not computed."""
     known: dict[int, Prediction] = {}
     for query, slot in window.rows:
-        if slot is None:
+        if slot is None or query.labels is None:
             yield query, None
             continue
         if slot.logits is None:
             return
         prediction = known.get(id(slot))
         if prediction is None:
-            prediction = known[id(slot)] = decoder.decode(slot.logits, slot.labels.labels, slot.truncated)
+            prediction = known[id(slot)] = decoder.decode(slot.logits, query.labels, slot.truncated)
         yield query, prediction
 
 

@@ -4,6 +4,7 @@ import bz2
 import codecs
 import contextlib
 import difflib
+import fcntl
 import gzip
 import io
 import lzma
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
 
 from gliclass_cli.errors import InputUnusable, OutputFailed
@@ -25,6 +27,8 @@ else:
     from backports import zstd
 
 STDIN = "-"
+# Names of standard output: it is written to as it is, never replaced.
+_STDOUT = (STDIN, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 # A text may begin with "BZh": bzip2 is told by its level and its first block, or the end of an empty file.
 _BZIP2 = [b"BZh%d%s" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")]
 _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", **dict.fromkeys(_BZIP2, "bz2")}
@@ -89,16 +93,12 @@ class Source:
     stream: "io.BufferedReader[Any]"
     compressed: bool
     size: int | None
+    start: int = field(default=0, kw_only=True)  # bytes of the inputs before this one
     _replay: _Replay = field(repr=False)
 
     def consumed(self) -> int:
         """Return how many bytes of the file itself have been read, compressed or not."""
         return self._replay.consumed
-
-    def peek(self) -> bytes:
-        """Return the first bytes without consuming them; empty only at the end of the input."""
-        with self.reading():
-            return self.stream.peek(_HEAD)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -124,6 +124,8 @@ def check_input(name: str) -> None:
         return
     path = Path(name)
     try:
+        if not name:
+            raise InputUnusable("the name of an input is empty")
         if path.is_dir():
             raise InputUnusable(f"{name}: is a directory; name its files, for example {path}/*.jsonl")
         path.stat()
@@ -170,17 +172,18 @@ class Output:
     """Where results go: standard output, or a file that is complete or does not exist.
 
     A file is written as ``FILE.part`` and renamed by ``commit``; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are
-    compressed by their ending. Without ``commit`` the part stays, with all that was written.
+    compressed by their ending. Without ``commit`` the part stays, with all that was written. As a context it
+    commits at the end, or closes where an exception passes.
     """
 
     def __init__(self, name: str | None) -> None:
         """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
         self.part: Path | None = None
-        self._shown = "standard output" if name in (None, STDIN) else name
+        self._shown = "standard output" if name is None or name in _STDOUT else name
         self._special = True
         self._file: BinaryIO
         self._stream: IO[bytes]
-        if name is None or name == STDIN:
+        if name is None or name in _STDOUT:
             self._file = self._stream = sys.stdout.buffer
             return
         path = Path(name)
@@ -192,11 +195,23 @@ class Output:
             # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
             self._special = path.exists() and not path.is_file()
             self._target = path.resolve()
-            self.part = path if self._special else self._target.with_name(self._target.name + ".part")
-            self._file = self.part.open("wb")
+            self.part = path if self._special else part_of(name)
+            self._file = self.part.open("wb") if self._special else _open_alone(self.part)
             if path.is_file():  # it keeps its permissions
                 self.part.chmod(stat.S_IMODE(path.stat().st_mode))
             self._stream = self._file if self._special else _compress(path.suffix.lower(), self._file)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            with contextlib.suppress(OutputFailed, BrokenPipeError):  # the first error is the one to tell
+                self.close()
 
     def write(self, data: bytes) -> None:
         """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
@@ -223,7 +238,7 @@ class Output:
             return
         if self._file.closed:
             return
-        with self._writing(), self._file:
+        with self._writing(), self._file:  # closing lets the lock go
             if self._stream is not self._file:
                 self._stream.close()
             self._file.flush()
@@ -239,6 +254,27 @@ class Output:
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
             reason = _reason(error) if isinstance(error, OSError) else str(error)
             raise OutputFailed(f"{self.part or self._shown}: cannot be written: {reason}") from error
+
+
+def part_of(name: str) -> Path:
+    """Return where the work of an output file goes until it is complete."""
+    target = Path(name).resolve()
+    return target.with_name(target.name + ".part")
+
+
+def _open_alone(part: Path) -> BinaryIO:
+    """Open a part for this process alone, and empty it. Raises OutputFailed where another run writes it."""
+    file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate()
+    except BlockingIOError as error:
+        file.close()
+        raise OutputFailed(f"{part}: another run is writing it; wait for it, or name another file") from error
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _open_stdin() -> io.FileIO | BinaryIO:

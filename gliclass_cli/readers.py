@@ -188,7 +188,7 @@ class _Lines:
 
     def record(self, line: int, raw: bytes, fields: dict[str, Any] | None, **extra: Any) -> Record:
         """Build the record of a row that starts on ``line``."""
-        return Record(self.source.name, line, raw, fields, position=self.position, **extra)
+        return Record(self.source.name, line, raw, fields, position=self.source.start + self.position, **extra)
 
     def bad(self, line: int, raw: bytes, code: str, message: str, fields: dict[str, Any] | None = None) -> Record:
         """Build the record of a row that cannot be used."""
@@ -387,6 +387,9 @@ class _CsvRows:
                 return
             except csv.Error as error:
                 problem = str(error)
+                if problem == "unexpected end of data":
+                    taken = self._lines.number - start + 1
+                    problem = f"a quote is opened and never closed ({taken} lines, to the end of the file)"
             if cells or problem:
                 yield start, b"".join(self._raw), cells, problem
 

@@ -12,7 +12,7 @@ import orjson
 from gliclass_cli.errors import InputUnusable
 from gliclass_cli.labels import CELL_SEPARATOR
 from gliclass_cli.predictions import Prediction
-from gliclass_cli.records import FieldProblem, Record, text_of
+from gliclass_cli.records import FieldProblem, Record, RowError, text_of
 
 FORMATS = ("jsonl", "csv", "tsv", "label", "table")
 _LINE_ENDS = str.maketrans("\r\n\t", "   ")
@@ -21,8 +21,11 @@ _LINE_ENDS = str.maketrans("\r\n\t", "   ")
 class Writer(Protocol):
     """Turns one row after another into bytes, then says what ends the output."""
 
+    def check(self, record: Record) -> RowError | None:
+        """Return why a row cannot be written as it should be, or None."""
+
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
-        """Return the bytes of a row; a row with an error has no prediction. Raises InputUnusable."""
+        """Return the bytes of a row; a row with an error has no prediction."""
 
     def end(self) -> bytes:
         """Return what makes the output whole, for example the header of a table without rows."""
@@ -35,10 +38,16 @@ class JsonlWriter:
     key: str = "prediction"
     with_source: bool = False
 
-    def row(self, record: Record, prediction: Prediction | None) -> bytes:
-        """Return the row with its prediction, or its error, under ``key``."""
+    def check(self, record: Record) -> RowError | None:
+        """Return an error where the row has a field ``key`` already: it is never overwritten."""
         if record.fields and self.key in record.fields:
-            raise _key_taken(record, self.key)
+            return RowError("key_taken", _key_taken(self.key), record.line)
+        return None
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the row with its prediction, or its error, under ``key``; as it came where it has ``key`` already."""
+        if record.fields and self.key in record.fields:
+            return (orjson.dumps(record.fields) if record.body is None else record.body) + b"\n"
         value = orjson.dumps(self._value(record, prediction))
         # What cannot be said in JSON (a lone surrogate) has become an error in the readers of other formats.
         body = orjson.dumps(record.fields or {}) if record.body is None else record.body
@@ -76,20 +85,22 @@ class CsvWriter:
     _held: int = 0  # rows without fields before the header
     _buffer: io.StringIO = field(default_factory=lambda: io.StringIO(newline=""))
 
+    def check(self, record: Record) -> RowError | None:
+        """Return an error where a field has no column: it is not in the header, or in the first row."""
+        if self.columns is None or (record.fields or {}).keys() <= set(self.columns):
+            return None
+        extra = next(name for name in record.fields or () if name not in self.columns)
+        message = f"field {extra!r} is not in the first row, so that it has no column; write --output-format jsonl"
+        return RowError("extra_field", message, record.line)
+
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
-        """Return the row, after the header where it is the first. Raises InputUnusable."""
+        """Return the row, after the header where it is the first. Raises InputUnusable: ``key`` is a column."""
         if self.columns is None and not record.fields:
             self._held += 1
             return b""
         start = self._start(record)
         fields = _spelled(record)
         columns = self.columns or ()
-        if record.error is None and not fields.keys() <= set(columns):
-            extra = next(name for name in fields if name not in columns)
-            raise InputUnusable(
-                f"{record.where}: field {extra!r} is not in the first row, so that it has no column; "
-                "write --output-format jsonl"
-            )
         cells = [_cell(fields.get(name), record) for name in columns]
         if prediction is None or prediction.label is None or prediction.score is None:
             cells += ["", "", ""]
@@ -112,7 +123,8 @@ class CsvWriter:
         added = (self.key, f"{self.key}_score", f"{self.key}_labels")
         for name in added:
             if name in self.columns:
-                raise _key_taken(first, name)
+                where = f"{first.where}: " if first else ""
+                raise InputUnusable(where + _key_taken(name))
         header = self._line([*self.columns, *added]) if self.header else b""
         return header + self._line([""] * (len(self.columns) + len(added))) * self._held
 
@@ -127,6 +139,9 @@ class CsvWriter:
 @dataclass(frozen=True, slots=True)
 class LabelWriter:
     """One label a line, the best accepted one, aligned with the input; an empty line where there is none."""
+
+    def check(self, record: Record) -> RowError | None:
+        """Return None: any row will do."""
 
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
         """Return the label of the row."""
@@ -145,6 +160,9 @@ class TableWriter:
     label_width: int
     width: int = 80
     text_fields: tuple[str, ...] = ()
+
+    def check(self, record: Record) -> RowError | None:
+        """Return None: any row will do."""
 
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
         """Return one line."""
@@ -177,6 +195,9 @@ class SelectWriter:
     wanted: frozenset[str]
     header_raw: bytes = b""
     found: int = 0
+
+    def check(self, record: Record) -> RowError | None:
+        """Return None: any row will do."""
 
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
         """Return the original bytes of a matching row, the header of its CSV before the first."""
@@ -224,6 +245,5 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _key_taken(record: Record | None, key: str) -> InputUnusable:
-    where = f"{record.where}: " if record else ""
-    return InputUnusable(f"{where}the row already has a field {key!r}; name another with --as")
+def _key_taken(key: str) -> str:
+    return f"the row already has a field {key!r}; name another with --as"

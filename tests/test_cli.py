@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,7 +216,11 @@ def test_truncation_is_reported_in_the_row_and_the_summary() -> None:
 
 
 def test_options_come_from_the_environment_and_flags_win() -> None:
-    env = {"GLICLASS_LABEL": "billing shipping", "GLICLASS_TOP_K": "1"}
+    env = {"GLICLASS_LABEL": "failed login\nshipping", "GLICLASS_TOP_K": "1"}
+    scores = rows_of(gliclass("classify", stdin="x", env={"GLICLASS_LABEL": "failed login\nshipping"}))[0][
+        "prediction"
+    ]["scores"]
+    assert list(scores) == ["failed login", "shipping"]
     assert len(rows_of(gliclass("classify", stdin="x", env=env))[0]["prediction"]["scores"]) == 1
     assert len(rows_of(gliclass("classify", "--top-k", "2", stdin="x", env=env))[0]["prediction"]["scores"]) == 2
 
@@ -301,7 +306,7 @@ def test_output_files_are_complete_or_absent(tmp_path: Path) -> None:
     result = gliclass("classify", str(bad), *LABELS, "--on-error", "stop", "-o", str(out))
     assert result.exit_code == 3
     assert (
-        f"in.csv:3: ragged row: 1 cells where the header has 2 (--on-error stop) (written so far: {out}.part)"
+        f"in.csv:3: ragged row: 1 cells where the header has 2 (--on-error stop) (written so far: {out}.part; rename it before the next run)"
         in result.stderr
     )
     assert out.read_bytes() == b"before"
@@ -325,6 +330,82 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
         _, stderr = process.communicate()
     assert process.returncode == 6
     assert b"standard output: cannot be written: no space left on the disk" in stderr
+
+
+def test_a_taken_key_after_the_first_row_is_a_bad_row_as_it_came() -> None:
+    stdin = '{"text":"a"}\n{"text":"b", "prediction":  "gold"}\n{"text":"c"}\n'
+    result = gliclass("classify", *LABELS, stdin=stdin)
+    assert result.exit_code == 5
+    assert result.stdout.splitlines()[1] == '{"text":"b", "prediction":  "gold"}'
+    assert len(rows_of(result)) == 3
+    assert "stdin:2: the row already has a field 'prediction'" in result.stderr
+
+
+def test_a_field_without_a_column_is_a_bad_row() -> None:
+    stdin = '{"text":"charged twice"}\n{"text":"charged twice","x":1}\n{"text":"charged twice"}\n'
+    result = gliclass("classify", *LABELS, "--output-format", "csv", stdin=stdin)
+    assert result.exit_code == 5
+    assert rewritten(result) == (
+        "text,prediction,prediction_score,prediction_labels\n" + "charged twice,billing,S,billing\n" * 3
+    )
+    assert "stdin:2: field 'x' is not in the first row, so that it has no column" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["in.jsonl", "--rejects", "in.jsonl"],
+        ["in.jsonl", "--rejects", "./link.jsonl"],
+        ["in.jsonl.part", "-f", "jsonl", "-o", "in.jsonl"],
+        ["in.jsonl", "-o", "out", "--rejects", "out"],
+        ["in.jsonl", "-o", "out", "--rejects", "out.part"],
+        ["in.jsonl", "--rejects", "-"],
+        ["in.jsonl", "-o", ""],
+        ["in.jsonl", "--labels", "in.jsonl.part", "-o", "in.jsonl"],
+        ["in.jsonl", "--skip", "1", "-o", "in.jsonl"],
+    ],
+)
+def test_no_file_is_written_over_another(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = '{"text":"a"}\n{"text":"b"}\n'
+    for name in ("in.jsonl", "in.jsonl.part"):
+        Path(name).write_text(content)
+    Path("link.jsonl").symlink_to("in.jsonl")
+    result = gliclass("classify", *LABELS, *arguments)
+    assert result.exit_code == 2
+    assert Path("in.jsonl").read_text() == Path("in.jsonl.part").read_text() == content
+
+
+def test_results_may_replace_their_input(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text":"a"}\n{"text":"b"}\n')
+    assert gliclass("classify", str(path), *LABELS, "-o", str(path)).exit_code == 0
+    assert ['"prediction"' in line for line in path.read_text().splitlines()] == [True, True]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    out = str(tmp_path / "out.jsonl")
+    with spawn("classify", *LABELS, "-o", out, "-q", stdin=subprocess.PIPE) as first:
+        assert first.stdin
+        deadline = time.monotonic() + 60
+        while not Path(f"{out}.part").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = gliclass("classify", *LABELS, "-o", out, stdin="b")
+        assert (second.exit_code, "another run is writing it" in second.stderr) == (6, True)
+        first.stdin.write(b"a\n")
+        first.stdin.close()
+        assert first.wait() == 0
+    assert [json.loads(line)["text"] for line in Path(out).read_text().splitlines()] == ["a"]
+
+
+def test_dev_stdout_is_standard_output(tmp_path: Path) -> None:
+    target = tmp_path / "all"
+    target.write_text("before\n")
+    with target.open("ab") as stream, spawn("tag", "a", *LABELS, stdout=stream) as process:
+        assert process.wait() == 0
+    command = f"{sys.executable} -m gliclass_cli classify -q -l a -l b -o /dev/stdout >> {target}"
+    subprocess.run(["bash", "-c", command], input=b"x\n", check=True)
+    assert [line[:9] for line in target.read_text().splitlines()] == ["before", '{"text":"', '{"text":"']
 
 
 # --- bad rows -------------------------------------------------------------------------------------------------------
@@ -352,6 +433,14 @@ def test_bad_rows_keep_their_place_and_the_run_goes_on(tmp_path: Path) -> None:
     assert "gliclass: stdin:3: field 'text' is a number, not text\n" in result.stderr
     assert "6 rows, 4 with errors" in result.stderr
     assert rejects.read_text() == '{bad\n{"text":5}\n{"x":1}\n[1]\n'
+
+
+def test_rejected_csv_rows_can_be_mended_and_read_again(tmp_path: Path) -> None:
+    source, rejects = tmp_path / "in.csv", tmp_path / "rejects.csv"
+    source.write_text('id,text\n1,one\n2\n3,"three\nlines",\n4,"open\n')
+    result = gliclass("classify", str(source), *LABELS, "--rejects", str(rejects))
+    assert "in.csv:6: not CSV: a quote is opened and never closed (1 lines, to the end of the file)" in result.stderr
+    assert rejects.read_text() == 'id,text\n2\n3,"three\nlines",\n4,"open\n'
 
 
 def test_bad_rows_are_skipped_or_stop_the_run() -> None:
@@ -392,6 +481,10 @@ def test_an_unclear_text_field_is_asked_for() -> None:
         (["classify", TICKETS, *LABELS, "--template", "x"], 2, "gliclass: --template 'x' has no {label}; for example 'This text is about {label}.'\n"),
         (["classify", "-", "-", *LABELS], 2, "gliclass: standard input (-) can be read once only\n"),
         (["classify", "--labels", "-"], 2, "gliclass: standard input (-) cannot be both the label file and the input\n"),
+        (["classify", "", *LABELS], 3, "gliclass: the name of an input is empty\n"),
+        (["classify", TICKETS, *LABELS, "--threshold", "nan"], 2, "gliclass: --threshold nan: must be a number from 0 to 1\n"),
+        (["classify", TICKETS, *LABELS, "--select", "praise", "--output-format", "csv"], 2, "gliclass: --select writes the original lines; leave --output-format out\n"),
+        (["tag", "--labels", "-"], 2, "gliclass: standard input (-) cannot be both the label file and the texts\n"),
         (["tag", "x"], 2, "gliclass: no labels: give -l LABEL for each, or --labels FILE\n"),
     ],
 )  # fmt: skip
@@ -507,8 +600,7 @@ def test_ctrl_c_writes_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> Non
         stderr = process.stderr.read().decode()
         assert process.wait() == 130
         process.stdin.close()
-    assert "interrupted; 2 rows are done and written; to go on after them: --skip 2" in stderr
-    assert f"written so far: {part}" in stderr
+    assert f"interrupted; 2 rows are done and written (written so far: {part}; rename it before the next run)" in stderr
     assert [json.loads(line)["text"] for line in part.read_text().splitlines()] == ["charged twice", "my parcel"]
     assert not out.exists()
 
@@ -555,6 +647,55 @@ def test_tag_in_a_pipe_gives_jsonl() -> None:
     ]
 
 
+def test_tag_goes_on_after_a_bad_line_and_says_so() -> None:
+    result = gliclass("tag", *LABELS, stdin=b"one\n\xff\ntwo\n")
+    assert result.exit_code == 5
+    assert [row.get("text") for row in rows_of(result)] == ["one", None, "two"]
+    assert "stdin:2: not utf-8 text" in result.stderr
+
+
+def test_tag_on_a_terminal_without_scores_or_without_unicode() -> None:
+    shown, _ = on_terminal("tag", "I was charged twice", *LABELS, "--no-scores", env={"NO_COLOR": "1", "TERM": "dumb"})
+    assert re.fullmatch(r"I was charged twice\s+billing 0?\s*0\.\d{3} ━+\s*", shown)
+    shown, code = on_terminal("tag", "I was charged twice", *LABELS, env={"PYTHONIOENCODING": "ascii"})
+    assert (code, "===" in shown) == (0, True)
+
+
+def test_tag_ends_with_130_on_ctrl_c() -> None:
+    with spawn("tag", *LABELS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code"), [("<&-", 0), ("2>&-", 0), (">&-", 6), (">&- -o out.jsonl", 0), (">/dev/full", 6)]
+)
+def test_closed_and_full_standard_streams(redirect: str, code: int, tmp_path: Path) -> None:
+    source = "" if "<" in redirect else TICKETS
+    command = f"{sys.executable} -m gliclass_cli classify {source} --limit 3 -l a -l b {redirect}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, cwd=tmp_path, check=False)
+    assert result.returncode == code
+    assert b"Traceback" not in result.stderr
+    help_result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m gliclass_cli --help >/dev/full"], capture_output=True, check=False
+    )
+    assert help_result.returncode == 6
+
+
+def test_ctrl_c_while_starting_is_quiet() -> None:
+    for delay in (0.02, 0.1, 0.2):
+        with spawn("doctor", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate()
+        # Python itself is interrupted before our first line runs: then it says so in its own way.
+        assert b"gliclass_cli" not in stderr
+
+
 def test_a_terminal_as_stdin_gets_help_instead_of_hanging() -> None:
     shown, code = on_terminal("classify", *LABELS)
     assert code == 2
@@ -591,12 +732,22 @@ def test_models(tmp_path: Path) -> None:
     )
 
 
-def test_doctor() -> None:
+def test_doctor(tmp_path: Path) -> None:
     result = gliclass("doctor", "--json")
     report = json.loads(result.stdout)
     assert (result.exit_code, report["ready"]) == (0, True)
     assert report["cores"] >= 1
     assert "ready" in gliclass("doctor").stdout
+    folder = shutil.copytree(report["model"].rsplit(" in ", 1)[1], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["onnx"]["max_length"] = 100_000
+    (folder / "config.json").write_text(json.dumps(config))
+    result = gliclass("classify", *LABELS, "--model", str(folder), stdin="word " * 2000)
+    assert result.exit_code == 4
+    assert "ONNX Runtime cannot run it on 1 x 2002 tokens" in result.stderr
+    (folder / "model.onnx").write_bytes(b"garbage")
+    result = gliclass("doctor", "--model", str(folder))
+    assert (result.exit_code, "is not the file it should be (SHA-256 differs)" in result.stdout) == (4, True)
     broken = gliclass("doctor", "--model", "nowhere", "--json")
     assert (broken.exit_code, json.loads(broken.stdout)["ready"]) == (4, False)
 

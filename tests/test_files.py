@@ -178,15 +178,6 @@ def test_consumed_counts_the_bytes_of_the_file(scratch: Path, kind: str | None) 
 
 
 @pytest.mark.parametrize("kind", [None, *COMPRESS])
-def test_peek_consumes_nothing(scratch: Path, kind: str | None) -> None:
-    scratch.write_bytes(COMPRESS[kind](DATA) if kind else DATA)
-    with open_source(str(scratch)) as source:
-        assert DATA.startswith(source.peek())
-        assert source.peek()
-        assert source.stream.read() == DATA
-
-
-@pytest.mark.parametrize("kind", [None, *COMPRESS])
 def test_the_file_is_closed_at_the_end_and_after_an_error(scratch: Path, kind: str | None) -> None:
     scratch.write_bytes(COMPRESS[kind](DATA) if kind else DATA)
     before = len(os.listdir("/dev/fd"))  # noqa: PTH208 - descriptors come and go while pathlib looks at them

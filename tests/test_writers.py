@@ -101,10 +101,15 @@ def test_jsonl_with_names_that_are_no_text() -> None:
     assert line["caf\ufffd"]["error"]["file"] == "caf\ufffd.csv"
 
 
-@pytest.mark.parametrize("writer", [JsonlWriter(), CsvWriter()])
-def test_a_field_is_never_overwritten(writer: Writer) -> None:
+def test_a_field_is_never_overwritten() -> None:
+    body, taken = b'{"text": "a", "prediction":  1.0}', row(text="a", prediction="gold")
+    error = JsonlWriter().check(taken)
+    assert error == RowError("key_taken", "the row already has a field 'prediction'; name another with --as", 1)
+    assert JsonlWriter().row(taken, None) == b'{"text":"a","prediction":"gold"}\n'
+    assert JsonlWriter().row(Record("in", 1, body, {"prediction": 1.0}, body), ANSWER) == body + b"\n"
+    assert JsonlWriter("topic").check(taken) is None
     with pytest.raises(InputUnusable, match="in:1: the row already has a field 'prediction'; name another with --as"):
-        writer.row(row(text="a", prediction="gold"), ANSWER)
+        CsvWriter().row(taken, ANSWER)
 
 
 def test_another_key_and_no_rows() -> None:
@@ -199,13 +204,24 @@ def test_csv_is_whole_whatever_the_rows(writer: CsvWriter, rows: Any, expected: 
     assert write(writer, *rows) == expected
 
 
-def test_csv_rows_with_other_fields() -> None:
-    writer = CsvWriter()
-    writer.row(row(text="a"), ANSWER)
-    with pytest.raises(InputUnusable, match=r"in:1: field 'n' is not in the first row.*write --output-format jsonl"):
-        writer.row(row(text="a", n=1), ANSWER)
+@pytest.mark.parametrize("columns", [None, ("text",)])
+def test_csv_rows_with_other_fields(columns: tuple[str, ...] | None) -> None:
+    writer = CsvWriter(columns=columns)
+    if columns is None:
+        assert writer.check(row(text="a")) is None
+        writer.row(row(text="a"), ANSWER)
+    error = writer.check(row(text="a", n=1))
+    assert error and error.code == "extra_field"
+    assert error.message.startswith("field 'n' is not in the first row")
+    assert "write --output-format jsonl" in error.message
+    assert writer.check(row()) is writer.check(row(text="b")) is writer.check(BAD) is None
     ragged = Record("in", 3, b"", {"text": "a", "extra_1": "b"}, error=RowError("ragged_row", "ragged", 3))
-    assert writer.row(ragged, None) == b"a,,,\n"
+    assert writer.row(ragged, None).endswith(b"a,,,\n")
+
+
+@pytest.mark.parametrize("writer", [LabelWriter(), TableWriter(6), SelectWriter(frozenset())])
+def test_the_others_can_write_any_row(writer: Writer) -> None:
+    assert writer.check(row(prediction="gold")) is writer.check(BAD) is None
 
 
 @pytest.mark.parametrize("name", ["prediction_score", "prediction_labels"])

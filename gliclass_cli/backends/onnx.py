@@ -74,7 +74,12 @@ class OnnxBackend:
             ids[row, : lengths[row]] = item.ids
         mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
         graph = self._folder.graph
-        output: Floats = self._session.run([graph.output], dict(zip(graph.inputs, (ids, mask), strict=True)))[0]
+        try:
+            output: Floats = self._session.run([graph.output], dict(zip(graph.inputs, (ids, mask), strict=True)))[0]
+        except Exception as error:
+            raise ModelUnusable(
+                f"{graph.path}: ONNX Runtime cannot run it on {ids.shape[0]} x {ids.shape[1]} tokens: {error}"
+            ) from error
         return output
 
 
@@ -82,7 +87,7 @@ def _open_session(graph: Graph) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # The exported graph is final: nothing to optimise at every start.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -33,9 +33,8 @@ class _Group(TyperGroup):
             _debug()
             say(str(error))
             raise typer.Exit(int(error.exit_code)) from error
-        except BrokenPipeError as error:
-            _silence_stdout()
-            raise typer.Exit(int(ExitCode.READER_GONE)) from error
+        except OSError as error:  # all that we open has its own message: this is standard output
+            raise typer.Exit(int(_output_failed(error))) from error
 
 
 app = typer.Typer(
@@ -85,21 +84,31 @@ def run() -> NoReturn:
         code = error.code if isinstance(error.code, int) else ExitCode.DONE
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
+    except OSError as error:
+        code = _output_failed(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence
         _debug()
         say(f"this is a bug of ours: {type(error).__name__}: {error} (GLICLASS_DEBUG=1 shows where)")
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        _silence_stdout()
-        code = code or ExitCode.READER_GONE
+    except (OSError, ValueError) as error:
+        code = code or _output_failed(error)
     # A thread may still wait for input that never comes: end without waiting for it.
     os._exit(code)
 
 
+def _output_failed(error: OSError | ValueError) -> ExitCode:
+    """Tell what is wrong with standard output, unless its reader went away, which is no fault of anyone."""
+    _debug()
+    _silence_stdout()
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.READER_GONE
+    say(f"standard output: cannot be written: {getattr(error, 'strerror', None) or error}")
+    return ExitCode.OUTPUT
+
+
 def _debug() -> None:
-    if os.environ.get("GLICLASS_DEBUG"):
+    if os.environ.get("GLICLASS_DEBUG", "0").lower() not in ("", "0", "false", "no"):
         traceback.print_exc()
 
 

@@ -1,8 +1,9 @@
 """``gliclass classify``: stream rows in, rows with their labels out."""
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +19,7 @@ from gliclass_cli.cli.options import (
 )
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
 from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem
-from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN
+from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
 
 if TYPE_CHECKING:
     from gliclass_cli.classification import Inputs, Settings
@@ -37,6 +38,7 @@ EPILOG = """Examples:
 
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
+_MOST_ROWS = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,10 @@ class InputOptions:
     no_header: Annotated[
         bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
     ] = False
-    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, metavar="N")] = 0
-    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, metavar="N")] = None
+    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=_MOST_ROWS, metavar="N")] = 0
+    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=_MOST_ROWS, metavar="N")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,7 @@ def classify(options: ClassifyOptions) -> None:
     """
     names = _input_names(options)
     labels = _labels(options)
+    _check_files(options, names)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
     from gliclass_cli.classifier import Classifier
     from gliclass_cli.cli.progress import Progress
@@ -153,13 +158,16 @@ def classify(options: ClassifyOptions) -> None:
     classifier = Classifier.load(
         options.model, threads=options.threads, max_length=options.max_length, template=options.template
     )
-    output = Output(options.output)
-    rejects = Output(options.rejects) if options.rejects is not None else None
-    bad_rows = _BadRows()
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
-    try:
-        with interruptible() as stop, Progress(names, shown=shown) as progress:
+    bad_rows = _BadRows()
+    with ExitStack() as stack:
+        output = stack.enter_context(Output(options.output))
+        rejects = stack.enter_context(Output(options.rejects)) if options.rejects is not None else None
+        stack.callback(bad_rows.end)
+        stop = stack.enter_context(interruptible())
+        progress = stack.enter_context(Progress(names, shown=shown))
+        try:
             summary = classify_rows(
                 inputs,
                 classifier,
@@ -170,15 +178,9 @@ def classify(options: ClassifyOptions) -> None:
                 listeners=Listeners(bad_rows.tell, progress.show),
                 stop=stop,
             )
-        output.commit()
-    except (InputUnusable, Interrupted, UsageProblem) as error:
-        output.close()
-        kept = f" (written so far: {output.part})" if output.part else ""
-        raise type(error)(f"{error}{kept}") from error
-    finally:
-        bad_rows.end()
-        if rejects is not None:
-            rejects.commit()
+        except (InputUnusable, Interrupted) as error:
+            kept = f" (written so far: {output.part}; rename it before the next run)" if output.part else ""
+            raise type(error)(f"{error}{kept}") from error
     if not options.quiet:
         say(summary.line())
     if summary.errors:
@@ -218,6 +220,11 @@ def _input_names(options: ClassifyOptions) -> tuple[str, ...]:
     return names or (STDIN,)
 
 
+def _selected(options: ClassifyOptions) -> list[str]:
+    """Return the labels of --select, spelt as the labels are: without space around them."""
+    return [wanted.strip() for wanted in options.select or ()]
+
+
 def _labels(options: ClassifyOptions) -> "LabelSet | None":
     """Return the labels for all rows. Raises UsageProblem."""
     if options.labels == STDIN and STDIN in (options.inputs or [STDIN]):
@@ -225,12 +232,33 @@ def _labels(options: ClassifyOptions) -> "LabelSet | None":
     labels = options.label_set()
     if labels is None and options.labels_field is None:
         raise UsageProblem("no labels: give -l LABEL for each, --labels FILE, or --labels-field FIELD")
-    for wanted in options.select or ():
+    if options.select and options.output_format:
+        raise UsageProblem("--select writes the original lines; leave --output-format out")
+    for wanted in _selected(options):
         if labels is not None and options.labels_field is None and wanted not in labels.names:
             raise UsageProblem(f"--select {wanted!r} is not one of the labels: {', '.join(labels.names)}")
     if labels is not None:
         hint_single_label(labels, options.multi)
     return labels
+
+
+def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
+    """Raise UsageProblem where one file would be written over another, or over what an earlier run left."""
+    read = {Path(name).resolve() for name in (*names, options.labels or STDIN) if name != STDIN}
+    written: set[Path] = set()
+    for flag, name in (("--output", options.output), ("--rejects", options.rejects)):
+        if name == "" or (flag == "--rejects" and name == STDIN):
+            raise UsageProblem(f"{flag} {name!r}: name a file")
+        if name is None or name == STDIN or (not (path := Path(name).resolve()).is_file() and path.exists()):
+            continue
+        part = part_of(name)
+        # Results may replace an input: they do so when it is read and they are complete.
+        taken = {part} if flag == "--output" else {path, part}
+        if taken & read or {path, part} & written:
+            raise UsageProblem(f"{flag} {name}: is read, or written by another option; name another file")
+        if options.skip and part.is_file() and part.stat().st_size:
+            raise UsageProblem(f"{part}: holds the rows of an earlier run; rename it first, so that they are not lost")
+        written |= {path, part}
 
 
 def _read_options(options: ClassifyOptions) -> "ReadOptions":
@@ -265,7 +293,7 @@ def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs
     from gliclass_cli import writers
 
     if options.select:
-        return writers.SelectWriter(frozenset(options.select), inputs.header_raw)
+        return writers.SelectWriter(frozenset(_selected(options)), inputs.header_raw)
     kind = options.output_format or _format_of(options.output)
     if kind in (OutputFormat.csv, OutputFormat.tsv):
         return writers.CsvWriter(

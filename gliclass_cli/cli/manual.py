@@ -45,7 +45,7 @@ def _page(command: Command, root: Command) -> str:
     lines += [
         ".SH ENVIRONMENT",
         "Every option can also be set as \\fBGLICLASS_\\fIOPTION\\fR, in capitals, with _ for \\-; a flag wins.",
-        "Options that repeat are split at white space.",
+        "Of options that repeat each line is one value.",
         ".TP",
         "\\fBGLICLASS_DEBUG\\fR",
         "Show the traceback of an error.",

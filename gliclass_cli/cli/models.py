@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gliclass_cli.cli.options import command
-from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, find_model, read_model_folder
+from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, file_digest, find_model, read_model_folder
 
 models = typer.Typer(help="Show the bundled model and model folders.", no_args_is_help=True)
 
@@ -75,7 +75,7 @@ def describe(folder: ModelFolder) -> dict[str, str | int]:
         "max_length": folder.max_length,
         "label_template": folder.label_template,
         "size": _megabytes(folder),
-        "sha256": folder.graph.sha256,
+        "sha256": file_digest(folder.graph.path),
         "path": str(folder.path),
     }
 

@@ -5,10 +5,13 @@ A command is a plain function of one argument, the dataclass of its options. Eve
 """
 
 import inspect
+import math
+import os
 from collections.abc import Callable
+from copy import copy
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -25,8 +28,35 @@ Options = TypeVar("Options")
 
 def option(*names: str, help: str, **settings: Any) -> Any:
     """Declare an option; its last name also names its environment variable."""
-    variable = names[-1].split("/")[0].lstrip("-").replace("-", "_").upper()
-    return typer.Option(*names, help=help, envvar=f"GLICLASS_{variable}", show_envvar=False, **settings)
+    variable = "GLICLASS_" + names[-1].lstrip("-").replace("-", "_").upper()
+    return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
+
+
+_DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
+
+
+def _take_variables_of_lists(hints: dict[str, Any]) -> dict[str, str]:
+    """Take the environment variables of repeatable options from Typer, which would split them at every space.
+
+    Returns:
+        The variables by name of the option; ``hints`` are changed in place.
+    """
+    variables = {}
+    for name, hint in hints.items():
+        kind, declared = get_args(hint)
+        if list[str] in (kind, *get_args(kind)) and getattr(declared, "envvar", None):
+            variables[name] = declared.envvar
+            declared = copy(declared)
+            declared.envvar = None
+            hints[name] = Annotated[kind, declared]
+    return variables
+
+
+def _valid(value: Any) -> Any:
+    """Return an option's value with all its strings as valid text."""
+    if isinstance(value, list):
+        return [_valid(item) for item in value]
+    return clean(value) if type(value) is str else value
 
 
 def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -> Callable[..., Any]:
@@ -34,9 +64,15 @@ def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -
 
     def register(function: Callable[[Options], None]) -> Callable[[Options], None]:
         def run(**values: Any) -> None:
-            function(kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}))
+            if values.pop("debug"):
+                os.environ["GLICLASS_DEBUG"] = "1"
+            for name, variable in lists.items():
+                if not values[name] and (lines := os.environ.get(variable)):
+                    values[name] = lines.splitlines()
+            function(kind(**{key: _valid(value) for key, value in values.items()}))
 
-        hints = get_type_hints(kind, include_extras=True)
+        hints = {**get_type_hints(kind, include_extras=True), "debug": Annotated[bool, _DEBUG]}
+        lists = _take_variables_of_lists(hints)
         run.__doc__ = function.__doc__
         run.__name__ = function.__name__
         run.__annotations__ = {**hints, "return": None}
@@ -50,6 +86,7 @@ def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -
                 )
                 for item in fields(kind)  # type: ignore[arg-type]
             ]
+            + [inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"])]
         )
         app.command(name, **settings)(run)
         return function
@@ -130,7 +167,7 @@ class LabelOptions:
         sets = []
         try:
             if self.label:
-                sets.append(make_labels(clean(name) for name in self.label))
+                sets.append(make_labels(self.label))
             if self.labels is not None:
                 text = read_text_file(self.labels, "label file", UsageProblem)
                 sets.append(parse_label_file(text, self.labels))
@@ -139,7 +176,9 @@ class LabelOptions:
             raise UsageProblem(str(problem)) from problem
 
     def choice(self) -> Choice:
-        """Return how scores become labels."""
+        """Return how scores become labels. Raises UsageProblem."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageProblem(f"--threshold {self.threshold}: must be a number from 0 to 1")
         return Choice(
             multi=self.multi,
             threshold=self.threshold,

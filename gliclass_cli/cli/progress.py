@@ -21,16 +21,14 @@ class Progress:
     def __init__(self, names: Sequence[str], *, shown: bool) -> None:
         """Show nothing off a terminal, or where not ``shown``."""
         self._shown = shown and is_terminal(sys.stderr)
-        self._sizes = {name: _size(name) for name in names}
+        self._sizes = [_size(name) for name in names]
         self._bar: Any = None
-        self._source = names[0]
-        self._read_before = 0
 
     def __enter__(self) -> "Progress":
         if self._shown:
             from tqdm import tqdm
 
-            total = sum(self._sizes.values()) if all(self._sizes.values()) else None
+            total = sum(self._sizes) if all(self._sizes) else None
             bar = "{percentage:3.0f}%|{bar}| " if total else ""
             left = "<{remaining}" if total else ""
             self._bar = tqdm(
@@ -54,12 +52,9 @@ class Progress:
         """Move the bar to the last row written."""
         if self._bar is None:
             return
-        if record.source != self._source:
-            self._read_before += self._sizes.get(self._source, 0)
-            self._source = record.source
         rate = summary.rows / summary.seconds if summary.seconds else 0.0
         self._bar.set_description_str(f"{summary.rows:,} rows, {rate:,.0f} rows/s", refresh=False)
-        self._bar.update(self._read_before + record.position - self._bar.n)
+        self._bar.update(record.position - self._bar.n)
 
 
 def _size(name: str) -> int:

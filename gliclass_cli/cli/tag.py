@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label
-from gliclass_cli.cli.terminal import clean, interruptible, is_terminal, wants_color, width
-from gliclass_cli.errors import UsageProblem
+from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, wants_color, width
+from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
+from gliclass_cli.files import STDIN
 
 if TYPE_CHECKING:
     from gliclass_cli.predictions import Prediction
+    from gliclass_cli.records import Record
 
 EPILOG = """Examples:
 
@@ -43,46 +45,58 @@ def tag(options: TagOptions) -> None:
     """
     if not options.texts and is_terminal(sys.stdin):
         raise UsageProblem('nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping')
+    if options.labels == STDIN and not options.texts:
+        raise UsageProblem("standard input (-) cannot be both the label file and the texts")
     labels = options.label_set()
     if labels is None:
         raise UsageProblem("no labels: give -l LABEL for each, or --labels FILE")
     hint_single_label(labels, options.multi)
     from gliclass_cli.classifier import Classifier, Query, StreamOptions
     from gliclass_cli.files import Output
-    from gliclass_cli.records import Record
     from gliclass_cli.writers import JsonlWriter
 
     classifier = Classifier.load(
         options.model, threads=options.threads, max_length=options.max_length, template=options.template
     )
     output, writer, pretty = Output(None), JsonlWriter(), is_terminal(sys.stdout)
-    queries = (Query(text, text, labels) for text in _texts(options))
+    queries = (
+        Query(record, record.fields["text"] if record.fields and not record.error else None, labels)
+        for record in _records(options)
+    )
+    errors = 0
     with interruptible() as stop:
         for window in classifier.stream(queries, options.choice(), StreamOptions(linger=_LINGER), stop):
             for query, prediction in window:
+                if query.item.error is not None:
+                    errors += 1
+                    say(f"{query.item.where}: {query.item.error.message}")
                 if prediction is not None and pretty:
-                    _show(query.item, prediction)
+                    _show(query.text or "", prediction)
                 else:
-                    output.write(writer.row(Record("", 0, b"", {"text": query.item}), prediction))
+                    output.write(writer.row(query.item, prediction))
             output.flush()
+    if stop.is_set():
+        raise Interrupted("interrupted")
+    if errors:
+        raise typer.Exit(int(ExitCode.ROW_ERRORS))
 
 
-def _texts(options: TagOptions) -> Iterator[str]:
-    if options.texts:
-        yield from (clean(text) for text in options.texts)
-        return
-    from gliclass_cli.files import STDIN, open_source
+def _records(options: TagOptions) -> "Iterator[Record]":
+    """Yield the texts that were typed, or the lines of standard input."""
+    from gliclass_cli.files import open_source
     from gliclass_cli.readers import ReadOptions, read_rows
+    from gliclass_cli.records import Record
 
+    if options.texts:
+        yield from (Record("", number, b"", {"text": text}) for number, text in enumerate(options.texts, start=1))
+        return
     with open_source(STDIN) as source:
-        for record in read_rows(source, ReadOptions(format="text")).records:
-            if record.error is not None or record.fields is None:
-                raise UsageProblem(f"{record.where}: {record.error.message if record.error else ''}")
-            yield record.fields["text"]
+        yield from read_rows(source, ReadOptions(format="text")).records
 
 
 def _show(text: str, prediction: "Prediction") -> None:
     """Print the text and a bar for each score, the best first."""
+    from rich.cells import cell_len, set_cell_size
     from rich.console import Console
     from rich.text import Text
 
@@ -90,21 +104,30 @@ def _show(text: str, prediction: "Prediction") -> None:
 
     console = Console(no_color=not wants_color(sys.stdout), highlight=False, width=width(), soft_wrap=False)
     console.print(Text(printable(text), style="bold"), overflow="ellipsis", no_wrap=True)
-    scores = _flat(prediction.scores or {})
-    longest = min(max((len(name) for name in scores), default=0), max(10, width() // 3))
-    room = max(10, min(40, width() - longest - 14))
+    scores = _flat(prediction.scores if prediction.scores is not None else _best(prediction))
+    longest = min(max((cell_len(name) for name in scores), default=0), max(10, width() // 3))
+    room = max(1, min(40, width() - longest - 14))
+    bar = "━" if can_show("━") else "="
     for name, score in sorted(scores.items(), key=lambda item: -item[1]):
         chosen = name in prediction.labels
+        shown = printable(name)
+        if cell_len(shown) > longest:
+            shown = set_cell_size(shown, longest - 1) + ("…" if can_show("…") else ".")
         line = Text("  ")
-        line.append(f"{printable(name)[:longest]:<{longest}}", style="bold" if chosen else "")
+        line.append(set_cell_size(shown, longest), style="bold" if chosen else "")
         line.append(f" {score:6.3f} ")
-        line.append("━" * round(score * room), style="green" if chosen else "dim")
-        console.print(line)
+        line.append(bar * round(score * room), style="green" if chosen else "dim")
+        console.print(line, overflow="crop", no_wrap=True)
     if not prediction.labels:
         console.print(Text("  no label reaches the threshold", style="dim"))
     if prediction.truncated:
         cut = prediction.truncated
         console.print(Text(f"  the text was cut: {cut.tokens} tokens, the model reads {cut.limit}", style="yellow"))
+
+
+def _best(prediction: "Prediction") -> dict[str, float]:
+    """Return the chosen label with its score, where the scores of all labels are not asked for."""
+    return {} if prediction.label is None or prediction.score is None else {prediction.label: prediction.score}
 
 
 def _flat(scores: object, prefix: str = "") -> dict[str, float]:

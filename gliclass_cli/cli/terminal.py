@@ -33,6 +33,15 @@ def wants_color(stream: object) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def can_show(character: str) -> bool:
+    """Tell whether standard output's encoding has a character."""
+    try:
+        character.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def width() -> int:
     """Return the width of the terminal in columns; 80 where there is none."""
     return get_terminal_size((80, 24)).columns
@@ -63,10 +72,11 @@ def interruptible() -> Iterator[threading.Event]:
         stop.set()
         say("stopping after the batch in hand; Ctrl-C again to stop at once")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield stop  # who starts a command in the background asks it to ignore Ctrl-C
         return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield stop
     finally:
