@@ -4,8 +4,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -286,12 +285,8 @@ def _next_window(ahead: Ahead[_Window[T]], stop: threading.Event) -> _Window[T] 
 def _finish(window: _Window[T], stop: threading.Event) -> bool:
     """Wait for the runs of a window; on ``stop`` only for those that have begun, and return False."""
     for run in window.runs:
-        while True:
-            if stop.is_set() and run.cancel():
-                break
-            try:
-                run.result(_TICK)
-                break
-            except FutureTimeout:
-                continue
+        while not run.done() and not (stop.is_set() and run.cancel()):
+            wait([run], _TICK)
+        if not run.cancelled():
+            run.result()  # raises what the run raised
     return not stop.is_set()

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "gliclass_cli"
 FLOORS = [
-    {"errors", "records", "labels", "prompts", "batching", "predictions", "decoding"},
+    {"errors", "records", "labels", "prompts", "batching", "predictions", "decoding", "json_scanner"},
     {"files", "readers", "writers", "model_folder", "tokens", "cores", "streaming"},
     {"backends", "backends.onnx", "classifier"},
     {"classification", "export", "export.bert_graph"},
