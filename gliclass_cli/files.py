@@ -180,7 +180,7 @@ class Output:
         """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
         self.part: Path | None = None
         self._shown = "standard output" if name is None or name in _STDOUT else name
-        self._special = True
+        self._special = name is None or name in _STDOUT
         self._file: BinaryIO
         self._stream: IO[bytes]
         if name is None or name in _STDOUT:
@@ -193,7 +193,8 @@ class Output:
             if not path.absolute().parent.is_dir():
                 raise OutputFailed(f"{name}: there is no folder {path.parent}; make it first")
             # A device or a pipe (/dev/null, /dev/fd/63) is written to, never replaced; a link keeps pointing.
-            self._special = path.exists() and not path.is_file()
+            with contextlib.suppress(FileNotFoundError):
+                self._special = not stat.S_ISREG(path.stat().st_mode)
             self._target = path.resolve()
             self.part = path if self._special else part_of(name)
             self._file = self.part.open("wb") if self._special else _open_alone(self.part)

@@ -249,6 +249,8 @@ def _load_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         text = body.decode()
+        if "depth" in error.msg or "ecursion" in error.msg:
+            raise  # how deep the other reader goes depends on the version of Python
         try:
             return json.loads(text, parse_int=_whole, parse_constant=_not_json)
         except (ValueError, RecursionError):
