@@ -23,6 +23,7 @@ from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
 
 if TYPE_CHECKING:
     from gliclass_cli.classification import Inputs, Settings
+    from gliclass_cli.cli.progress import Progress
     from gliclass_cli.labels import LabelSet
     from gliclass_cli.readers import ReadOptions
     from gliclass_cli.records import Record, RowError
@@ -160,13 +161,14 @@ def classify(options: ClassifyOptions) -> None:
     )
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
-    bad_rows = _BadRows()
+    progress = Progress(names, shown=shown)
+    bad_rows = _BadRows(progress)
     with ExitStack() as stack:
         output = stack.enter_context(Output(options.output))
         rejects = stack.enter_context(Output(options.rejects)) if options.rejects is not None else None
         stack.callback(bad_rows.end)
         stop = stack.enter_context(interruptible())
-        progress = stack.enter_context(Progress(names, shown=shown))
+        stack.enter_context(progress)
         try:
             summary = classify_rows(
                 inputs,
@@ -192,12 +194,14 @@ def classify(options: ClassifyOptions) -> None:
 class _BadRows:
     """Tells the first bad rows, then only how many there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: "Progress") -> None:
         self._count = 0
+        self._progress = progress
 
     def tell(self, record: "Record", error: "RowError") -> None:
         self._count += 1
         if self._count <= _TOLD_ROWS:
+            self._progress.clear()
             say(f"{record.where}: {error.message}")
 
     def end(self) -> None:

@@ -48,6 +48,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def clear(self) -> None:
+        """Take the bar off its line, for a message; it comes back when it next moves."""
+        if self._bar is not None:
+            self._bar.clear()
+
     def show(self, summary: Summary, record: Record) -> None:
         """Move the bar to the last row written."""
         if self._bar is None:
