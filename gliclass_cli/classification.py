@@ -192,8 +192,9 @@ def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> I
     """Find text and labels of each row; a row without them goes on as an error in its place."""
     paths = inputs.options.text_fields
     for number, record in enumerate(records):
+        weight = len(record.raw)
         if record.error is not None or record.fields is None:
-            yield Query(record, None)
+            yield Query(record, None, weight=weight)
             continue
         try:
             text = text_of(record.fields, paths)
@@ -201,9 +202,9 @@ def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> I
         except FieldProblem as problem:
             if number == 0 and not paths and len(string_fields(record.fields)) > 1 and "text" not in record.fields:
                 raise UsageProblem(f"{record.where}: which field holds the text? {problem}") from problem
-            yield Query(replace(record, error=RowError(problem.code, str(problem), record.line)), None)
+            yield Query(replace(record, error=RowError(problem.code, str(problem), record.line)), None, weight=weight)
         else:
-            yield Query(record, text, labels, weight=len(record.raw))
+            yield Query(record, text, labels, weight=weight)
 
 
 def _labels_of(record: Record, settings: Settings) -> LabelSet | None:

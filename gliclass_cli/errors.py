@@ -37,7 +37,7 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.MODEL: "model or backend unusable, or an extra not installed",
     ExitCode.ROW_ERRORS: "finished, but some rows have errors",
     ExitCode.OUTPUT: "output could not be written",
-    ExitCode.BUG: "a bug of ours (set GLICLASS_DEBUG=1 for the traceback)",
+    ExitCode.BUG: "a bug of ours (--debug shows the traceback)",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
     ExitCode.READER_GONE: "the reader of the output went away",
 }

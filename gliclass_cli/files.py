@@ -173,12 +173,13 @@ class Output:
 
     A file is written as ``FILE.part`` and renamed by ``commit``; ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are
     compressed by their ending. Without ``commit`` the part stays, with all that was written. As a context it
-    commits at the end, or closes where an exception passes.
+    commits at the end, or closes where an exception passes; a part in which nothing was written goes then.
     """
 
     def __init__(self, name: str | None) -> None:
         """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
         self.part: Path | None = None
+        self.wrote = False
         self._shown = "standard output" if name is None or name in _STDOUT else name
         self._special = name is None or name in _STDOUT
         self._file: BinaryIO
@@ -210,12 +211,15 @@ class Output:
     ) -> None:
         if error is None:
             self.commit()
-        else:
-            with contextlib.suppress(OutputFailed, BrokenPipeError):  # the first error is the one to tell
-                self.close()
+            return
+        with contextlib.suppress(OSError, OutputFailed):  # the first error is the one to tell
+            self.close()
+            if self.part and not self.wrote and not self._special:
+                self.part.unlink()
 
     def write(self, data: bytes) -> None:
         """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
+        self.wrote = self.wrote or bool(data)
         with self._writing():
             self._stream.write(data)
 

@@ -14,7 +14,6 @@ from gliclass_cli.labels import CELL_SEPARATOR
 from gliclass_cli.predictions import Prediction
 from gliclass_cli.records import FieldProblem, Record, RowError, text_of
 
-FORMATS = ("jsonl", "csv", "tsv", "label", "table")
 _LINE_ENDS = str.maketrans("\r\n\t", "   ")
 
 

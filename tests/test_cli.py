@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from gliclass_cli.cli.app import app
+from gliclass_cli.cli.options import Format
+from gliclass_cli.readers import FORMATS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TICKETS = str(EXAMPLES / "tickets.jsonl")
@@ -90,6 +92,10 @@ def test_all_formats_give_the_same_answers(tmp_path: Path) -> None:
             predictions = [row["prediction"] for row in rows]
             expected = expected or predictions
             assert predictions == expected
+
+
+def test_every_format_that_is_read_can_be_named() -> None:
+    assert tuple(Format) == FORMATS
 
 
 def test_several_files_and_stdin_come_one_after_another(tmp_path: Path) -> None:
@@ -314,6 +320,13 @@ def test_output_files_are_complete_or_absent(tmp_path: Path) -> None:
     assert gliclass("classify", str(bad), *LABELS, "--limit", "1", "-o", str(out), "-q").stderr == ""
     assert json.loads(gzip.decompress(out.read_bytes()))["text"] == "one"
     assert not (tmp_path / "out.jsonl.gz.part").exists()
+
+
+def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = gliclass("classify", *LABELS, "-o", str(out), stdin='{"subject":"a","body":"b"}')
+    assert (result.exit_code, "written so far" in result.stderr) == (2, False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:

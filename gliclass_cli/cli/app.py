@@ -88,7 +88,7 @@ def run() -> NoReturn:
         code = _output_failed(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence
         _debug()
-        say(f"this is a bug of ours: {type(error).__name__}: {error} (GLICLASS_DEBUG=1 shows where)")
+        say(f"this is a bug of ours: {type(error).__name__}: {error} (--debug shows where)")
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
@@ -103,7 +103,8 @@ def _output_failed(error: OSError | ValueError) -> ExitCode:
     _silence_stdout()
     if isinstance(error, BrokenPipeError):
         return ExitCode.READER_GONE
-    say(f"standard output: cannot be written: {getattr(error, 'strerror', None) or error}")
+    where = getattr(error, "filename", None) or "standard output"
+    say(f"{where}: cannot be written: {getattr(error, 'strerror', None) or error}")
     return ExitCode.OUTPUT
 
 

@@ -181,7 +181,11 @@ def classify(options: ClassifyOptions) -> None:
                 stop=stop,
             )
         except (InputUnusable, Interrupted) as error:
-            kept = f" (written so far: {output.part}; rename it before the next run)" if output.part else ""
+            kept = (
+                f" (written so far: {output.part}; rename it before the next run)"
+                if output.part and output.wrote
+                else ""
+            )
             raise type(error)(f"{error}{kept}") from error
     if not options.quiet:
         say(summary.line())

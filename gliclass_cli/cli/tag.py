@@ -72,7 +72,7 @@ def tag(options: TagOptions) -> None:
                     say(f"{query.item.where}: {query.item.error.message}")
                 if prediction is not None and pretty:
                     _show(query.text or "", prediction)
-                else:
+                elif not pretty:
                     output.write(writer.row(query.item, prediction))
             output.flush()
     if stop.is_set():
