@@ -1,0 +1,40 @@
+"""GLiClass in PyTorch (arXiv 2508.07662): every architecture of the reference, read from and saved to its checkpoints.
+
+This package owns torch, transformers and safetensors: whoever runs ONNX graphs never imports it. Top to bottom:
+
+    weights          load_model, save_model: safetensors read strictly, the reference's names
+    architectures    who encodes what, and how text and labels meet
+    scorers          one logit for each label from a text vector and the label vectors
+    layers           projectors, the LSTM, attention over layers
+    poolings         masked pooling, label vectors, sections of a row
+    backbones        the encoders and decoders of transformers
+
+A row's logits never depend on the rows beside it: whatever pools, normalises or attends sees real tokens only.
+"""
+
+from gliclass_cli.model.architectures import (
+    BiEncoder,
+    BiEncoderFused,
+    DecoderKv,
+    EncoderDecoder,
+    EncoderDecoderCls,
+    Features,
+    GliclassModel,
+    UniEncoder,
+    build_model,
+)
+from gliclass_cli.model.weights import load_model, save_model
+
+__all__ = [
+    "BiEncoder",
+    "BiEncoderFused",
+    "DecoderKv",
+    "EncoderDecoder",
+    "EncoderDecoderCls",
+    "Features",
+    "GliclassModel",
+    "UniEncoder",
+    "build_model",
+    "load_model",
+    "save_model",
+]
