@@ -11,7 +11,7 @@ from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN, Output, check_input, open_source
 from gliclass_cli.labels import LabelProblem, LabelSet, labels_from_cell
-from gliclass_cli.predictions import Choice, Prediction
+from gliclass_cli.predictions import Choice, Prediction, Refusal
 from gliclass_cli.readers import ReadOptions, read_rows
 from gliclass_cli.records import FieldProblem, Record, RowError, look_up, string_fields, text_of
 from gliclass_cli.writers import Writer
@@ -62,22 +62,36 @@ class Settings:
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did; ``rows`` counts all rows read, ``written`` those that left something in the output."""
+    """What a run did; ``rows`` counts all rows read, ``written`` those that left something in the output.
+
+    ``truncated``, ``chunked``: rows whose text was cut, or read in windows; ``split``: whose labels were in groups.
+    """
 
     rows: int = 0
     written: int = 0
     errors: int = 0
     truncated: int = 0
+    chunked: int = 0
+    split: int = 0
     seconds: float = 0.0
+
+    def count(self, prediction: Prediction) -> None:
+        """Count what did not fit into one input of the model."""
+        self.truncated += prediction.coverage.truncated is not None
+        self.chunked += prediction.coverage.chunks is not None
+        self.split += prediction.coverage.label_groups is not None
 
     def line(self) -> str:
         """Return the summary for people, on one line."""
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
         parts = [f"{self.rows:,} row{'' if self.rows == 1 else 's'}"]
-        if self.errors:
-            parts.append(f"{self.errors:,} with errors")
-        if self.truncated:
-            parts.append(f"{self.truncated:,} truncated")
+        found = {
+            "with errors": self.errors,
+            "truncated": self.truncated,
+            "read in chunks": self.chunked,
+            "with labels in groups": self.split,
+        }
+        parts += [f"{count:,} {what}" for what, count in found.items() if count]
         return ", ".join([*parts, f"{rate:,.1f} rows/s", f"{self.seconds:.1f} s"])
 
 
@@ -138,7 +152,7 @@ def classify_rows(
 
 def _row(
     record: Record,
-    prediction: Prediction | None,
+    answer: Prediction | Refusal | None,
     writer: Writer,
     settings: Settings,
     summary: Summary,
@@ -146,6 +160,7 @@ def _row(
     listeners: Listeners,
 ) -> bytes:
     """Count a row and return its bytes."""
+    record, prediction = answered(record, answer)
     error = record.error or writer.check(record)
     if error is not None:
         if error.code == "key_taken" and summary.rows == 0:  # most likely all rows have it
@@ -157,13 +172,20 @@ def _row(
         if reject is not None:
             reject(record)
     summary.rows += 1
-    if prediction is not None and prediction.truncated is not None:
-        summary.truncated += 1
+    if prediction is not None:
+        summary.count(prediction)
     if error is not None and settings.on_error == "skip":
         return b""
     line = writer.row(record, prediction)
     summary.written += bool(line)
     return line
+
+
+def answered(record: Record, answer: Prediction | Refusal | None) -> tuple[Record, Prediction | None]:
+    """Return a row and its prediction; what the model refused is an error of the row."""
+    if not isinstance(answer, Refusal):
+        return record, answer
+    return replace(record, error=RowError(answer.code, answer.message, record.line)), None
 
 
 class _Rejects:

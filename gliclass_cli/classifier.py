@@ -10,20 +10,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from gliclass_cli.backends import Backend, PreparedLabels, Prompt
-from gliclass_cli.backends.onnx import OnnxBackend
-from gliclass_cli.batching import plan_batches
-from gliclass_cli.cores import available_cores
+from gliclass_cli.composer import Composed, Composer, PreparedLabels, Prompt, combine
 from gliclass_cli.decoding import Decoder, Floats
-from gliclass_cli.labels import LabelSet, make_labels
-from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, find_model, read_model_folder
-from gliclass_cli.predictions import Choice, Prediction, Truncation
+from gliclass_cli.labels import LabelProblem, LabelSet, make_labels
+from gliclass_cli.loading import open_backend, open_folder
+from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder
+from gliclass_cli.predictions import Choice, Coverage, Prediction, Refusal, Truncation
+from gliclass_cli.prompts import Reading
+from gliclass_cli.runtime import Runtime
+from gliclass_cli.scoring import Scorer
 from gliclass_cli.streaming import Ahead, windows
 
 T = TypeVar("T")
 
-# Tokens of one run: more do not compute faster, and leave the processor's cache.
-BATCH_TOKENS = 256
 _WINDOW_ROWS = 1024
 _WINDOW_CHARACTERS = 4_000_000
 _ROWS_AHEAD = 64
@@ -50,23 +49,44 @@ class Query(Generic[T]):
 class StreamOptions:
     """How a stream is computed; none of it changes a score.
 
-    ``batch_tokens``: tokens of one run, padding included. ``linger``: seconds that a row waits for company (None:
-    until a window is full). ``cached_texts``: how many distinct texts are remembered, to compute each once.
+    ``batch_tokens``: tokens of one run, padding included (None: what suits the backend). ``linger``: seconds that a
+    row waits for company (None: until a window is full). ``cached_texts``: how many distinct texts are remembered, to
+    compute each once.
     """
 
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     linger: float | None = None
     cached_texts: int = 16_384
 
 
 class _Slot:
-    """The logits of one distinct text, filled when its batch has run; rows with the same text share it."""
+    """The logits of one distinct text, filled when its prompts have run; rows with the same text share it."""
 
-    __slots__ = ("logits", "truncated")
+    __slots__ = ("composed", "left", "lock", "logits", "parts", "refusal")
 
     def __init__(self) -> None:
         self.logits: Floats | None = None
-        self.truncated: Truncation | None = None
+        self.composed: Composed | None = None
+        self.refusal: Refusal | None = None
+        self.parts: list[Floats | None] = []
+        self.left = 0
+        self.lock = threading.Lock()
+
+    def expect(self, composed: Composed) -> None:
+        """Take the prompts whose logits will come."""
+        self.composed = composed
+        self.left = len(composed.prompts)
+        self.parts = [None] * self.left
+
+    def take(self, number: int, logits: Floats, *, multi: bool) -> None:
+        """Take the logits of one prompt; the last one completes those of the text."""
+        with self.lock:
+            self.parts[number] = logits
+            self.left -= 1
+            if self.left or self.composed is None:
+                return
+        self.logits = combine(self.composed, [part for part in self.parts if part is not None], multi=multi)
+        self.parts = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +100,20 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Window(Generic[T]):
-    rows: list[tuple[Query[T], _Slot | None]]
+    rows: list[tuple[Query[T], _Slot | Refusal | None]]
     runs: list[Future[None]]
 
 
 class Classifier:
     """A loaded model. ``Classifier.load().predict(texts, labels)`` is what the command line itself uses."""
 
-    def __init__(self, backend: Backend, folder: ModelFolder, threads: int) -> None:
+    def __init__(self, folder: ModelFolder, composer: Composer, scorer: Scorer) -> None:
         """Use ``load``."""
         self.folder = folder
-        self.threads = threads
-        self._backend = backend
+        self.max_length = composer.max_length
+        self.backend = scorer.backend.description
+        self._composer = composer
+        self._scorer = scorer
         # Prepared label sets, each with a number of its own, the one used last at the end.
         self._prepared: OrderedDict[LabelSet, tuple[int, PreparedLabels]] = OrderedDict()
         self._prepared_labels = 0
@@ -100,32 +122,37 @@ class Classifier:
 
     @classmethod
     def load(
-        cls,
-        model: str | Path = DEFAULT_MODEL,
-        *,
-        threads: int | None = None,
-        max_length: int | None = None,
-        template: str | None = None,
+        cls, model: str | Path = DEFAULT_MODEL, reading: Reading | None = None, runtime: Runtime | None = None
     ) -> "Classifier":
-        """Load the bundled model, or a model folder.
+        """Load the bundled model, a model folder, or a model of the Hugging Face hub (``org/name``).
 
-        ``threads`` compute side by side (default: the cores that this process may use); texts are cut to
-        ``max_length`` tokens (default and most: what the model reads); ``template`` words a label, ``{label}``
-        in it.
+        ``reading`` says how texts and labels are put before the model, ``runtime`` what computes it.
 
         Raises:
             ModelUnusable: there is no such model, or it cannot be run.
+            UsageProblem: the model cannot read what ``reading`` asks for.
         """
-        folder = read_model_folder(find_model(str(model)))
-        backend = OnnxBackend(folder, max_length=max_length, template=template)
-        return cls(backend, folder, threads or available_cores())
+        folder = open_folder(str(model), runtime)
+        backend = open_backend(folder, runtime)
+        composer = Composer(folder, reading, slots=backend.slots, length=backend.length)
+        return cls(folder, composer, Scorer(folder, backend))
 
     def self_check(self) -> float:
-        """Return by how much the logits of the model's own example differ, at most, from those it was shipped with."""
+        """Return by how much the logits of the model's own example differ, at most, from those it was shipped with.
+
+        Raises:
+            ModelUnusable: the model has no example.
+        """
         check = self.folder.self_check
-        _, prepared = self._prepare(make_labels(check.labels))
-        logits = self._backend.score(self._backend.compose([check.text], prepared))[0]
+        if check is None:
+            raise self.folder.unusable("has no self-check: only exported models have one")
+        logits = self.logits(check.text, make_labels(check.labels))
         return max(abs(float(a) - b) for a, b in zip(logits, check.logits, strict=True))
+
+    def logits(self, text: str, labels: LabelSet, *, multi: bool = False) -> Floats:
+        """Return the logits (L,) of one text. Raises LabelProblem."""
+        [composed] = self._composer.compose([text], self._prepare(labels)[1])
+        return combine(composed, [self._scorer.score([prompt])[0] for prompt in composed.prompts], multi=multi)
 
     def predict(
         self, texts: Iterable[str], labels: LabelSet | Sequence[str], choice: Choice | None = None
@@ -133,16 +160,27 @@ class Classifier:
         """Classify texts against labels and return a prediction for each, in order.
 
         Raises:
-            LabelProblem: no labels, or one twice.
+            LabelProblem: no labels, one twice, or one that is too long for the model.
             TypeError: one text instead of several.
+            ValueError: a text is too long, and ``Reading(long="error")`` was asked for.
         """
         if isinstance(texts, str):
             raise TypeError("predict takes several texts: [text]")
         label_set = labels if isinstance(labels, LabelSet) else make_labels(labels)
+        self.check_labels(label_set)
         queries = (Query(None, text, label_set) for text in texts)
-        return [
-            prediction for window in self.stream(queries, choice) for _, prediction in window if prediction is not None
-        ]
+        predictions = []
+        for window in self.stream(queries, choice):
+            for _, prediction in window:
+                if isinstance(prediction, Refusal):
+                    raise ValueError(prediction.message)
+                if prediction is not None:
+                    predictions.append(prediction)
+        return predictions
+
+    def check_labels(self, labels: LabelSet) -> int:
+        """Return into how many groups the labels must be split to fit. Raises LabelProblem."""
+        return self._prepare(labels)[1].split
 
     def stream(
         self,
@@ -150,12 +188,13 @@ class Classifier:
         choice: Choice | None = None,
         options: StreamOptions | None = None,
         stop: threading.Event | None = None,
-    ) -> Iterator[list[tuple[Query[T], Prediction | None]]]:
+    ) -> Iterator[list[tuple[Query[T], Prediction | Refusal | None]]]:
         """Classify a stream lazily and in order, window after window; memory does not grow with its length.
 
-        Reading ahead, tokenising and computing run in threads of their own; similar lengths are computed together
-        and the order is restored. When ``stop`` is set, the batches in hand are finished and the rows up to the
-        first unfinished one are yielded.
+            A row whose labels or text the model cannot take gets a ``Refusal``, one without text or labels None.
+        Reading ahead, tokenising and computing run in threads of their own; similar lengths are computed together and
+        the order is restored. When ``stop`` is set, the batches in hand are finished and the rows up to the first
+        unfinished one are yielded.
         """
         options = options or StreamOptions()
         decoder = Decoder(choice or Choice(), self.folder.calibration)
@@ -168,9 +207,12 @@ class Classifier:
             most_weight=_WINDOW_CHARACTERS,
             linger=options.linger,
         )
-        with ThreadPoolExecutor(self.threads, "compute") as pool:
+        submitted = _Submission(
+            self._scorer, options.batch_tokens or self._scorer.backend.batch_tokens, decoder.choice.multi
+        )
+        with ThreadPoolExecutor(self._scorer.backend.workers, "compute") as pool:
             # One window is computed while the next one is tokenised and the one before is written.
-            ahead = Ahead(self._submit(gathered, pool, options), 1, "tokenise")
+            ahead = Ahead(self._submit(gathered, pool, submitted, options.cached_texts), 1, "tokenise")
             try:
                 while (window := _next_window(ahead, stop)) is not None:
                     finished = _finish(window, stop)
@@ -183,51 +225,80 @@ class Classifier:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(
-        self, gathered: Iterator[list[Query[T]]], pool: ThreadPoolExecutor, options: StreamOptions
+        self, gathered: Iterator[list[Query[T]]], pool: ThreadPoolExecutor, submission: "_Submission", cached: int
     ) -> Iterator[_Window[T]]:
         """Tokenise the new texts of each window and hand them to the pool, in batches of similar length."""
-        cache = _SlotCache(options.cached_texts)
+        cache = _SlotCache(cached)
         for queries in gathered:
-            rows: list[tuple[Query[T], _Slot | None]] = []
             new: dict[int, _Group] = {}
-            for query in queries:
-                slot = None
-                if query.text is not None and query.labels is not None:
-                    number, labels = self._prepare(query.labels)
-                    slot, known = cache.slot(query.text, number, len(query.labels))
-                    if not known:
-                        group = new.setdefault(number, _Group(labels, [], []))
-                        group.texts.append(query.text)
-                        group.slots.append(slot)
-                rows.append((query, slot))
-            yield _Window(rows, self._start(list(new.values()), pool, options.batch_tokens))
+            rows = [(query, self._slot(query, cache, new)) for query in queries]
+            slots = [slot for group in new.values() for slot in self._compose(group)]
+            yield _Window(rows, submission.start(slots, pool))
 
-    def _start(self, new: list[_Group], pool: ThreadPoolExecutor, batch_tokens: int) -> list[Future[None]]:
-        """Compose texts, grouped by their labels, and start their runs; texts of all groups share batches."""
-        slots = [slot for group in new for slot in group.slots]
-        prompts = [prompt for group in new for prompt in self._backend.compose(group.texts, group.labels)]
-        limit = self._backend.max_length
-        for slot, prompt in zip(slots, prompts, strict=True):
-            if prompt.tokens.full_length > limit:
-                slot.truncated = Truncation(prompt.tokens.full_length, limit)
-        batches = plan_batches([len(prompt.tokens.ids) for prompt in prompts], batch_tokens)
-        return [pool.submit(self._run, [prompts[i] for i in batch], [slots[i] for i in batch]) for batch in batches]
+    def _slot(self, query: Query[T], cache: "_SlotCache", new: dict[int, _Group]) -> _Slot | Refusal | None:
+        """Return where the logits of a row will be; a new text joins those that share its labels."""
+        if query.text is None or query.labels is None:
+            return None
+        try:
+            number, labels = self._prepare(query.labels)
+        except LabelProblem as problem:
+            return Refusal("bad_labels", str(problem))
+        slot, known = cache.slot(query.text, number, len(query.labels))
+        if not known:
+            group = new.setdefault(number, _Group(labels, [], []))
+            group.texts.append(query.text)
+            group.slots.append(slot)
+        return slot
 
-    def _run(self, prompts: Sequence[Prompt], slots: Sequence[_Slot]) -> None:
-        for slot, logits in zip(slots, self._backend.score(prompts), strict=True):
-            slot.logits = logits
+    def _compose(self, group: _Group) -> Iterator[_Slot]:
+        """Compose the prompts of texts, and yield the slots whose prompts are to be computed."""
+        for slot, composed in zip(group.slots, self._composer.compose(group.texts, group.labels), strict=True):
+            if composed.too_long and self._composer.reading.long == "error":
+                message = f"the text is too long: {composed.tokens} tokens with its labels, the model reads "
+                slot.refusal = Refusal("text_too_long", f"{message}{composed.limit}; --long chunk reads it in parts")
+            else:
+                slot.expect(composed)
+                yield slot
 
     def _prepare(self, labels: LabelSet) -> tuple[int, PreparedLabels]:
         """Return a label set's number and what the backend made of it; several streams may ask at once."""
         with self._preparing:
             known = self._prepared.get(labels)
             if known is None:
-                known = self._prepared[labels] = next(self._numbers), self._backend.prepare(labels)
+                known = self._prepared[labels] = (
+                    next(self._numbers),
+                    self._scorer.prepare(self._composer.labels(labels)),
+                )
                 self._prepared_labels += len(labels)
                 while self._prepared_labels > _PREPARED_LABELS and len(self._prepared) > 1:
                     self._prepared_labels -= len(self._prepared.popitem(last=False)[0])
             self._prepared.move_to_end(labels)
             return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """How the prompts of new texts are computed; those of all texts share batches."""
+
+    scorer: Scorer
+    batch_tokens: int
+    multi: bool
+
+    def start(self, slots: Sequence[_Slot], pool: ThreadPoolExecutor) -> list[Future[None]]:
+        """Start the runs."""
+        parts = [
+            (slot, number, prompt)
+            for slot in slots
+            if slot.composed is not None
+            for number, prompt in enumerate(slot.composed.prompts)
+        ]
+        batches = self.scorer.batches([prompt for _, _, prompt in parts], self.batch_tokens)
+        return [pool.submit(self._run, [parts[i] for i in batch]) for batch in batches]
+
+    def _run(self, parts: Sequence[tuple[_Slot, int, Prompt]]) -> None:
+        logits = self.scorer.score([prompt for _, _, prompt in parts])
+        for (slot, number, _), values in zip(parts, logits, strict=True):
+            slot.take(number, values, multi=self.multi)
 
 
 class _SlotCache:
@@ -255,19 +326,34 @@ class _SlotCache:
         return slot, False
 
 
-def _decoded(window: _Window[T], decoder: Decoder) -> Iterator[tuple[Query[T], Prediction | None]]:
+def _decoded(window: _Window[T], decoder: Decoder) -> Iterator[tuple[Query[T], Prediction | Refusal | None]]:
     """Yield the rows of a window with their predictions, up to the first that was not computed."""
-    known: dict[int, Prediction] = {}
+    known: dict[int, Prediction | Refusal] = {}
     for query, slot in window.rows:
-        if slot is None or query.labels is None:
-            yield query, None
+        if not isinstance(slot, _Slot) or query.labels is None:
+            yield query, slot if isinstance(slot, Refusal) else None
             continue
-        if slot.logits is None:
-            return
         prediction = known.get(id(slot))
         if prediction is None:
-            prediction = known[id(slot)] = decoder.decode(slot.logits, query.labels, slot.truncated)
+            prediction = _decode(slot, query.labels, decoder)
+            if prediction is None:
+                return
+            known[id(slot)] = prediction
         yield query, prediction
+
+
+def _decode(slot: _Slot, labels: LabelSet, decoder: Decoder) -> Prediction | Refusal | None:
+    """Return the prediction of a text, or None where it was not computed."""
+    composed = slot.composed
+    if slot.logits is None or composed is None:
+        return slot.refusal
+    cut = composed.too_long and composed.windows == 1
+    coverage = Coverage(
+        truncated=Truncation(composed.tokens, composed.limit) if cut else None,
+        chunks=composed.windows if composed.windows > 1 else None,
+        label_groups=composed.labels.split if composed.labels.split > 1 else None,
+    )
+    return decoder.decode(slot.logits, labels, coverage)
 
 
 def _next_window(ahead: Ahead[_Window[T]], stop: threading.Event) -> _Window[T] | None:

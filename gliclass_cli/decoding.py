@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliclass_cli.labels import LabelSet
-from gliclass_cli.predictions import Calibration, Choice, Prediction, Truncation
+from gliclass_cli.predictions import Calibration, Choice, Coverage, Prediction
 
 Floats = NDArray[np.floating[Any]]
+_WHOLE = Coverage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Decoder:
         softmax: Floats = powers / powers.sum()
         return softmax
 
-    def decode(self, logits: Floats, labels: LabelSet, truncated: Truncation | None = None) -> Prediction:
+    def decode(self, logits: Floats, labels: LabelSet, coverage: Coverage = _WHOLE) -> Prediction:
         """Return the prediction for logits (L,) of the L ``labels``; ties go to the label given first."""
         choice, names = self.choice, labels.names
         exact = self.scores(logits)
@@ -53,7 +54,7 @@ class Decoder:
             score=rounded[accepted[0]] if accepted else None,
             labels=tuple(names[j] for j in accepted),
             scores=reported,
-            truncated=truncated,
+            coverage=coverage,
         )
 
     def _accepted(self, ranking: list[int], scores: list[float]) -> list[int]:

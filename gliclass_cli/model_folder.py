@@ -1,47 +1,76 @@
-"""The folder of an exported GLiClass model: ``config.json``, a tokenizer and ONNX graphs.
+"""A model's folder: a GLiClass checkpoint, an exported model, or ONNX files that others published.
 
-``config.json`` is that of an official GLiClass checkpoint (``architecture_type``, ``pooling_strategy``, ...) with
-one more section, ``onnx``, that says how to run the exported graphs:
+``config.json`` is that of a GLiClass checkpoint (see ``checkpoint.py``). An exported model has one more section there,
+``onnx``, that says how to run its graphs:
 
+    format_version                       1
     name, version, language, license     what the model is
     precision                            fp32 | int8
-    text_graph, label_graph              {file, sha256, inputs, output}; a graph that scores labels itself has no
-                                         label_graph
-    tokenizer, special_tokens            file name; ids by role: cls, sep, pad, label ...
+    text_graph, label_graph, scorer_graph  {file, sha256, inputs, output}; label_graph where labels are read by
+                                         themselves, scorer_graph where texts and labels meet in a graph of its own
+    tokenizer, label_tokenizer           file names; label_tokenizer only where labels have one of their own
+    pad_token_id                         what fills shorter inputs up; never seen by the model
     max_length                           tokens of one input, special ones included
-    prompt                               {layout, text, label}: which token goes where, and the label's wording
-    scorer                               {in_graph, type, scale, bias}: logit = scale * cosine + bias
-    label_cache                          true where labels can be encoded without the text, once for all texts
+    label_template                       the label's wording, with {label} in it
+    scorer                               {scale, bias} where a dot product outside the graphs gives the logits:
+                                         logit = scale * (text . label) + bias
     calibration                          {single: {temperature}, multi: {temperature, bias}}
     self_check                           {text, labels, logits, tolerance}: what a sound installation answers
 """
 
 import hashlib
-import json
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gliclass_cli.checkpoint import CheckpointConfig, Values, parse_checkpoint_config, read_json_object
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.predictions import Calibration
 from gliclass_cli.prompts import LABEL_SLOT
 
 DEFAULT_MODEL = "default"
 FORMAT_VERSION = 1
-_LEAST_LENGTH = 3  # tokens: a word between the two special ones
+# Tokens that a checkpoint reads where nothing else is said, as in the reference, and the most that one input may have.
+_USUAL_LENGTH = 1024
+_LONGEST = 65_536
+_LEAST_LENGTH = 3  # a word between two special tokens
 _BUNDLED = Path(__file__).parent / "default_model"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Names under which others publish ONNX files, by precision, the usual one first.
+_PUBLISHED = {
+    "fp32": ("model.onnx",),
+    "int8": ("model_quantized.onnx", "model-int8-quantized.onnx", "model_int8.onnx"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One ONNX file of a model, and the names of what goes in and comes out."""
+    """One ONNX file of a model, and the names of what goes in and comes out; a published one has no digest."""
 
     path: Path
-    sha256: str
+    sha256: str | None
     inputs: tuple[str, ...]
     output: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """The graphs of a model.
+
+    ``scale`` and ``bias``: where a text's and a label's vectors are multiplied outside of the graphs. ``published``:
+    made by others, from input ids and a mask to a fixed number of logits.
+    """
+
+    text: Graph
+    label: Graph | None = None
+    scorer: Graph | None = None
+    precision: str = "fp32"
+    scale: float = 1.0
+    bias: float = 0.0
+    published: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,87 +85,83 @@ class SelfCheck:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """What a model's ``config.json`` says, checked."""
+    """What a model's folder holds, checked. ``max_length`` is the usual length of an input, ``positions`` the most."""
 
     path: Path
     name: str
     version: str
     language: tuple[str, ...]
     license: str
-    architecture: str
-    precision: str
-    graph: Graph
+    config: CheckpointConfig
     tokenizer: Path
-    special_tokens: Mapping[str, int]
+    label_tokenizer: Path
+    pad: int
     max_length: int
+    positions: int
     label_template: str
-    scale: float
-    bias: float
     calibration: Calibration
-    self_check: SelfCheck
+    onnx: OnnxModel | None
+    has_weights: bool
+    self_check: SelfCheck | None
 
     @property
     def size(self) -> int:
         """Bytes of all files of the folder."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def unusable(self, problem: str) -> ModelUnusable:
+        """Return the error that names this folder."""
+        return ModelUnusable(f"{self.path}: {problem}")
 
 
-def find_model(name: str) -> Path:
-    """Return the folder of ``default`` (the bundled model) or of a path. Raises ModelUnusable."""
+def find_model(name: str) -> Path | None:
+    """Return the folder of ``default`` (the bundled model) or of a path; None where there is none."""
     if name == DEFAULT_MODEL:
         return _BUNDLED
     path = Path(name)
-    if not _is(path, stat.S_ISDIR):
-        raise ModelUnusable(
-            f"no model {name!r}: give {DEFAULT_MODEL!r} (the bundled model) or a folder with a config.json"
-        )
-    return path
+    return path if _is(path, stat.S_ISDIR) else None
 
 
-def read_model_folder(path: Path) -> ModelFolder:
-    """Read and check ``config.json``; no graph is loaded.
+def read_model_folder(
+    path: Path, *, precision: str = "auto", find_tokenizer: Callable[[str], Path] | None = None
+) -> ModelFolder:
+    """Read and check ``config.json``; no graph and no weights are loaded.
+
+    ``precision`` chooses among several published ONNX files; ``find_tokenizer`` returns the ``tokenizer.json`` of a
+    label encoder by its name.
 
     Raises:
         ModelUnusable: a file or value is missing or wrong; the message names it.
     """
-    config = _Values(_read_config(path / "config.json"), str(path / "config.json"), "")
-    if "onnx" not in config.values:
-        raise ModelUnusable(f"{path}: config.json has no section 'onnx': this is not an exported model")
-    onnx = config.section("onnx")
-    version = onnx.get("format_version", int)
-    if version != FORMAT_VERSION:
-        raise ModelUnusable(f"{path}: format_version {version} is not known; this program knows {FORMAT_VERSION}")
-    architecture = config.get("architecture_type", str)
-    prompt, scorer = onnx.section("prompt"), onnx.section("scorer")
-    if architecture != "bi-encoder" or prompt.get("layout", str) != "bi-encoder" or scorer.get("in_graph", bool):
-        raise ModelUnusable(
-            f"{path}: only bi-encoders that are scored outside the graph can be run, not {architecture}"
-        )
-    template = prompt.get("label", str)
-    if LABEL_SLOT not in template:
-        raise ModelUnusable(f"{path}: onnx.prompt.label has no {LABEL_SLOT}")
-    calibration = onnx.section("calibration")
+    raw = read_json_object(path / "config.json")
+    file = str(path / "config.json")
+    config = parse_checkpoint_config(raw, file)
+    values = Values(raw, file)
+    if "onnx" in raw:
+        return _exported(path, config, values.section("onnx"))
+    published = _published(path, config, precision)
+    has_weights = any(_is(path / name, stat.S_ISREG) for name in _WEIGHTS)
+    if published is None and not has_weights:
+        raise ModelUnusable(f"{path}: {_what_is_missing(path)}")
+    tokenizer = _tokenizer(path)
+    positions = min(_LONGEST, config.positions or _LONGEST)
     return ModelFolder(
         path=path,
-        name=onnx.get("name", str),
-        version=onnx.get("version", str),
-        language=onnx.strings("language"),
-        license=onnx.get("license", str),
-        architecture=architecture,
-        precision=onnx.get("precision", str),
-        graph=_graph(path, onnx),
-        tokenizer=_inside(path, onnx.get("tokenizer", str)),
-        special_tokens={name: onnx.section("special_tokens").whole(name, 0) for name in ("cls", "sep", "pad")},
-        max_length=onnx.whole("max_length", _LEAST_LENGTH),
-        label_template=template,
-        scale=scorer.positive("scale"),
-        bias=scorer.number("bias"),
-        calibration=Calibration(
-            single_temperature=calibration.section("single").positive("temperature"),
-            multi_temperature=calibration.section("multi").positive("temperature"),
-            multi_bias=calibration.section("multi").number("bias"),
-        ),
-        self_check=_self_check(onnx.section("self_check")),
+        name=path.name,
+        version="",
+        language=(),
+        license="",
+        config=config,
+        tokenizer=tokenizer,
+        label_tokenizer=_label_tokenizer(path, config, tokenizer, find_tokenizer),
+        pad=_pad(values),
+        max_length=min(_USUAL_LENGTH, positions),
+        positions=positions,
+        label_template=LABEL_SLOT,
+        calibration=Calibration(),
+        onnx=published,
+        has_weights=has_weights,
+        self_check=None,
     )
 
 
@@ -149,97 +174,74 @@ def file_digest(path: Path) -> str:
         raise ModelUnusable(f"{path}: {error.strerror}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """A JSON object whose values are taken by name and type; what is wrong is named by file and path."""
-
-    values: Mapping[str, Any]
-    file: str
-    prefix: str
-
-    def get(self, name: str, kind: type) -> Any:
-        """Return a value of a type; an int will do as a float."""
-        value = self.values.get(name)
-        if kind is float and type(value) is int:
-            return float(value)
-        if type(value) is not kind:
-            raise self.wrong(name, f"a value of type {kind.__name__} belongs here")
-        return value
-
-    def wrong(self, name: str, needed: str) -> ModelUnusable:
-        """Return the error that names a value, what it is, and what is needed instead."""
-        value = self.values.get(name)
-        kind = (
-            "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else json.dumps(value)[:40]
-        )
-        found = f"is {kind}" if name in self.values else "is missing"
-        return ModelUnusable(f"{self.file}: {self.prefix}{name} {found}; {needed}")
-
-    def positive(self, name: str) -> float:
-        """Return a number well above zero, with which logits can be computed."""
-        value: float = self.get(name, float)
-        if not 1e-6 < value < 1e6:
-            raise self.wrong(name, "it must be above 0, from 1e-6 to 1e6")
-        return value
-
-    def number(self, name: str) -> float:
-        """Return a number with which logits can be computed."""
-        value: float = self.get(name, float)
-        if not -1e6 < value < 1e6:
-            raise self.wrong(name, "it must be from -1e6 to 1e6")
-        return value
-
-    def whole(self, name: str, least: int) -> int:
-        """Return a whole number of at least ``least``."""
-        value: int = self.get(name, int)
-        if not least <= value < 2**31:
-            raise self.wrong(name, f"it must be {least} or more")
-        return value
-
-    def strings(self, name: str) -> tuple[str, ...]:
-        """Return a list of strings."""
-        values = self.get(name, list)
-        if not all(isinstance(value, str) for value in values):
-            raise self.wrong(name, "a list of strings belongs here")
-        return tuple(values)
-
-    def section(self, name: str) -> "_Values":
-        """Return an object inside."""
-        return _Values(self.get(name, dict), self.file, f"{self.prefix}{name}.")
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    import orjson  # not for --help
-
-    try:
-        value = orjson.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelUnusable(f"{path.parent}: no config.json: this is not a model folder") from error
-    except OSError as error:
-        raise ModelUnusable(f"{path}: cannot be read: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise ModelUnusable(f"{path}: is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelUnusable(f"{path}: is not a JSON object")
-    return value
-
-
-def _graph(path: Path, onnx: _Values) -> Graph:
-    text, label = onnx.section("text_graph"), onnx.section("label_graph")
-    if text.values != label.values:
-        raise ModelUnusable(f"{path}: text_graph and label_graph differ; only tied encoders can be run")
-    inputs = text.strings("inputs")
-    if len(set(inputs)) != 2:
-        raise text.wrong("inputs", "two names belong here: of the token ids and of their mask")
-    return Graph(
-        path=_inside(path, text.get("file", str)),
-        sha256=text.get("sha256", str),
-        inputs=inputs,
-        output=text.get("output", str),
+def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder:
+    """Read the section ``onnx`` of an exported model."""
+    version = onnx.get("format_version", int)
+    if version != FORMAT_VERSION:
+        raise ModelUnusable(f"{path}: format_version {version} is not known; this program knows {FORMAT_VERSION}")
+    template = onnx.get("label_template", str)
+    if LABEL_SLOT not in template:
+        raise onnx.wrong("label_template", f"it must hold {LABEL_SLOT}")
+    calibration = onnx.section("calibration")
+    max_length = onnx.whole("max_length", _LEAST_LENGTH)
+    if config.positions is not None and max_length > config.positions:
+        raise onnx.wrong("max_length", f"the model has {config.positions} positions")
+    tokenizer = _inside(path, onnx.get("tokenizer", str))
+    label_tokenizer = onnx.optional("label_tokenizer", "")
+    return ModelFolder(
+        path=path,
+        name=onnx.get("name", str),
+        version=onnx.get("version", str),
+        language=onnx.strings("language"),
+        license=onnx.get("license", str),
+        config=config,
+        tokenizer=tokenizer,
+        label_tokenizer=_inside(path, label_tokenizer) if label_tokenizer else tokenizer,
+        pad=onnx.whole("pad_token_id", 0),
+        max_length=max_length,
+        positions=max(max_length, min(_LONGEST, config.positions or _LONGEST)),
+        label_template=template,
+        calibration=Calibration(
+            single_temperature=calibration.section("single").positive("temperature"),
+            multi_temperature=calibration.section("multi").positive("temperature"),
+            multi_bias=calibration.section("multi").number("bias"),
+        ),
+        onnx=_graphs(path, config, onnx),
+        has_weights=False,
+        self_check=_self_check(onnx.section("self_check")),
     )
 
 
-def _self_check(check: _Values) -> SelfCheck:
+def _graphs(path: Path, config: CheckpointConfig, onnx: Values) -> OnnxModel:
+    if config.architecture == "decoder-kv":
+        raise ModelUnusable(f"{path}: a decoder-kv model has no ONNX form")
+    bi_encoder = config.architecture in ("bi-encoder", "bi-encoder-fused")
+    scorer_graph = onnx.values.get("scorer_graph") is not None
+    outside = config.architecture == "bi-encoder" and not scorer_graph
+    return OnnxModel(
+        text=_graph(path, onnx, "text_graph"),
+        label=_graph(path, onnx, "label_graph") if bi_encoder else None,
+        scorer=_graph(path, onnx, "scorer_graph") if scorer_graph else None,
+        precision=onnx.one_of("precision", ("fp32", "int8")),
+        scale=onnx.section("scorer").positive("scale") if outside else 1.0,
+        bias=onnx.section("scorer").number("bias") if outside else 0.0,
+    )
+
+
+def _graph(path: Path, onnx: Values, name: str) -> Graph:
+    graph = onnx.section(name)
+    inputs = graph.strings("inputs")
+    if len(set(inputs)) != len(inputs) or not inputs:
+        raise graph.wrong("inputs", "distinct names belong here")
+    return Graph(
+        path=_inside(path, graph.get("file", str)),
+        sha256=graph.get("sha256", str),
+        inputs=inputs,
+        output=graph.get("output", str),
+    )
+
+
+def _self_check(check: Values) -> SelfCheck:
     labels, logits = check.strings("labels"), check.get("logits", list)
     if not labels or len({label.strip() for label in labels} - {""}) != len(labels):
         raise check.wrong("labels", "distinct labels belong here")
@@ -253,13 +255,76 @@ def _self_check(check: _Values) -> SelfCheck:
     )
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """Return a file of the folder; a name or a link that leads out of it is refused."""
-    path = folder / name
+def _published(path: Path, config: CheckpointConfig, precision: str) -> OnnxModel | None:
+    """Find ONNX files that others made of a checkpoint: of a uni-encoder, in ``onnx/`` or beside ``config.json``."""
+    wanted = ("fp32", "int8") if precision == "auto" else (precision,)
+    for kind in wanted:
+        for name in _PUBLISHED.get(kind, ()):
+            for folder in (path / "onnx", path):
+                if not _is(folder / name, stat.S_ISREG):
+                    continue
+                if config.architecture != "uni-encoder":
+                    raise ModelUnusable(f"{folder / name}: published ONNX files are run of uni-encoders only")
+                graph = Graph(_inside(folder, name, path), None, ("input_ids", "attention_mask"), "logits")
+                return OnnxModel(graph, precision=kind, published=True)
+    return None
+
+
+def _tokenizer(path: Path) -> Path:
+    if not _is(path / "tokenizer.json", stat.S_ISREG):
+        raise ModelUnusable(
+            f"{path}: no tokenizer.json; where transformers is installed, this makes one: python -c "
+            f"'import sys, transformers as t; t.AutoTokenizer.from_pretrained(sys.argv[1])"
+            f".save_pretrained(sys.argv[1])' {path}"
+        )
+    return _inside(path, "tokenizer.json")
+
+
+def _label_tokenizer(
+    path: Path, config: CheckpointConfig, tokenizer: Path, find_tokenizer: Callable[[str], Path] | None
+) -> Path:
+    """Return the tokenizer of the label encoder, which checkpoints name, but do not hold."""
+    if config.label_encoder is None:
+        return tokenizer
+    if _is(path / "label_tokenizer.json", stat.S_ISREG):
+        return _inside(path, "label_tokenizer.json")
+    if config.label_model_name == config.encoder_model_name:
+        return tokenizer
+    if find_tokenizer is not None and config.label_model_name:
+        return find_tokenizer(config.label_model_name)
+    raise ModelUnusable(
+        f"{path}: no label_tokenizer.json: copy the tokenizer.json of its label encoder, {config.label_model_name}, "
+        "there under that name"
+    )
+
+
+def _pad(values: Values) -> int:
+    """Return the padding token; the mask hides it, so that any id of the vocabulary will do."""
+    encoder: Mapping[str, Any] = values.get("encoder_config", dict)
+    for found in (values.values.get("pad_token_id"), encoder.get("pad_token_id")):
+        if type(found) is int and found >= 0:
+            return found
+    return 0
+
+
+def _what_is_missing(path: Path) -> str:
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        return (
+            f"holds weights as {pickles[0]} only: such files can run code and are never loaded; "
+            "ask for model.safetensors"
+        )
+    return "no model.safetensors and no ONNX file: this is not a whole model"
+
+
+def _inside(folder: Path, name: str, model: Path | None = None) -> Path:
+    """Return a file of the folder; a name or a link that leads out of the ``model`` (the folder itself) is refused."""
+    path, home = folder / name, (model or folder).resolve()
     if Path(name).name == name and _is(path, stat.S_ISREG):
-        home = folder.resolve()
         # The cache of the Hugging Face hub keeps files in ``blobs``, to which its snapshots link.
-        if path.resolve().parent in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
+        blobs = home.parents[min(1, len(home.parents) - 1)] / "blobs"
+        target = path.resolve()
+        if target.is_relative_to(home) or target.parent == blobs:
             return path
     raise ModelUnusable(f"{folder}: config.json names the file {name!r}, which is not in the folder")
 

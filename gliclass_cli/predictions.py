@@ -39,6 +39,26 @@ class Truncation:
 
 
 @dataclass(frozen=True, slots=True)
+class Coverage:
+    """What of a row did not fit into one input of the model; each None where it did.
+
+    ``chunks``: windows that the text was read in. ``label_groups``: groups that the labels were read in.
+    """
+
+    truncated: Truncation | None = None
+    chunks: int | None = None
+    label_groups: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row that the model cannot take: too long a label, or too long a text where that is an error."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The answer for one text.
 
@@ -50,13 +70,18 @@ class Prediction:
     score: float | None
     labels: tuple[str, ...]
     scores: Mapping[str, Any] | None = None
-    truncated: Truncation | None = None
+    coverage: Coverage = Coverage()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value of a row's ``prediction`` key."""
         value: dict[str, Any] = {"label": self.label, "score": self.score, "labels": list(self.labels)}
         if self.scores is not None:
             value["scores"] = self.scores
-        if self.truncated is not None:
-            value["truncated"] = {"tokens": self.truncated.tokens, "limit": self.truncated.limit}
+        cut, chunks, groups = self.coverage.truncated, self.coverage.chunks, self.coverage.label_groups
+        if cut is not None:
+            value["truncated"] = {"tokens": cut.tokens, "limit": cut.limit}
+        if chunks is not None:
+            value["chunks"] = chunks
+        if groups is not None:
+            value["label_groups"] = groups
         return value

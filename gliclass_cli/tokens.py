@@ -1,10 +1,13 @@
-"""Tokenising with the model's ``tokenizer.json``: texts and labels are data, never control tokens."""
+"""Tokenising with a model's ``tokenizer.json``: texts and labels are data, never control tokens."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import secrets
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as _Tokenizer
 
@@ -12,48 +15,125 @@ from gliclass_cli.errors import ModelUnusable
 
 Ids = NDArray[np.int64]
 
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One input of the model: token ids (length,) with their special tokens, and the length before it was cut."""
-
-    ids: Ids
-    full_length: int
+# Tokens that steer a model, whatever their ids: <<LABEL>>, <<SEP>>, <<EXAMPLE>>, <</EXAMPLE>>, <<TRUE_LABEL>> ...
+_CONTROL = re.compile(r"<</?[A-Z_]+>>")
 
 
 class Tokenizer:
-    """Turns strings into token ids, and composes the input around them by token id.
+    """Turns strings into token ids. Inputs are put together by id, so that nothing typed becomes a control token.
 
-    ``[SEP]`` typed in a text is tokenised like any other word: special tokens exist as ids only.
+    ``[SEP]`` or ``<<LABEL>>`` in a text is tokenised like any other words. ``prefix`` and ``suffix`` are the ids that
+    the tokenizer puts around an input, such as ``[CLS]`` and ``[SEP]``.
     """
 
-    def __init__(self, path: Path, special_tokens: Mapping[str, int]) -> None:
-        """Load a ``tokenizer.json``. Raises ModelUnusable."""
+    def __init__(self, path: Path, control: Collection[int] = ()) -> None:
+        """Load a ``tokenizer.json``; ``control`` are ids that steer the model. Raises ModelUnusable."""
         try:
-            self._tokenizer = _Tokenizer.from_file(str(path))
+            data = path.read_bytes()
+            original = _Tokenizer.from_buffer(data)
+            original.no_truncation()
+            original.no_padding()
+            self.prefix, self.suffix = _around(original)
+            # In one string with others, a piece that does not come first has no word boundary put before it.
+            first, later = _without_control(original, data, control)
+        except OSError as error:
+            raise ModelUnusable(f"{path}: cannot be read: {error.strerror}") from error
         except Exception as error:
             raise ModelUnusable(f"{path}: not a tokenizer: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        for role, token in special_tokens.items():
-            if self._tokenizer.id_to_token(token) is None:
-                raise ModelUnusable(f"{path}: has no token {token}, which config.json names as {role}")
-        self._before = np.array([special_tokens["cls"]], dtype=np.int64)
-        self._after = np.array([special_tokens["sep"]], dtype=np.int64)
-        self.pad = special_tokens["pad"]
+        self._original = original
+        self._first, self._later = first, later
 
-    def encode(self, texts: Sequence[str], max_length: int) -> list[Tokens]:
-        """Tokenise texts as ``[CLS] text [SEP]``, each cut to ``max_length`` tokens in all."""
-        room = max(0, max_length - len(self._before) - len(self._after))
+    def token(self, number: int) -> str | None:
+        """Return the token of an id, or None where there is none."""
+        return self._original.id_to_token(number) if 0 <= number < 2**32 else None
+
+    def number(self, token: str) -> int | None:
+        """Return the id of a token, or None where there is none."""
+        number: int | None = self._original.token_to_id(token)
+        return number
+
+    def encode(self, texts: Sequence[str], *, first: bool = True) -> list[Ids]:
+        """Tokenise texts, nothing added and nothing cut; ``first``: no other piece of the input stands before."""
+        tokenizer = self._first if first else self._later
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):  # half of a character (a lone surrogate) is no text: "?" instead
             whole = [text.encode("utf-8", "replace").decode() for text in texts]
-            encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        tokens = []
-        for encoding in encodings:
-            ids = np.array(encoding.ids, dtype=np.int64)
-            composed = np.concatenate((self._before, ids[:room], self._after))
-            tokens.append(Tokens(composed, len(ids) + len(self._before) + len(self._after)))
-        return tokens
+            encodings = tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+
+def _around(tokenizer: Any) -> tuple[Ids, Ids]:
+    """Return the ids that the tokenizer puts before and after a text."""
+    whole = tokenizer.encode("a").ids
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    start = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), 0)
+    parts = whole[:start], whole[start + len(bare) :]
+    return np.array(parts[0], dtype=np.int64), np.array(parts[1], dtype=np.int64)
+
+
+def _without_control(original: Any, data: bytes, control: Iterable[int]) -> tuple[Any, Any]:
+    """Return tokenizers for the first piece of an input and for later ones that never give a control token.
+
+    Special tokens are not looked for in texts at all. That is enough for most vocabularies; where a control token
+    comes out all the same (not marked as special, or an ordinary piece of the vocabulary too) it is renamed to
+    something that nobody can type.
+    """
+    content = None
+    tokenizer = _Tokenizer.from_buffer(data)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    numbers = _control_tokens(original, control)
+    typed = [text for name in numbers.values() for text in (name, f"a{name}a", f"a {name} a")]
+    found = {number for encoding in tokenizer.encode_batch(typed, add_special_tokens=False) for number in encoding.ids}
+    if found & numbers.keys():
+        content = _renamed(orjson.loads(data), numbers)
+        tokenizer = _rebuilt(content)
+    if b'"first"' not in data:
+        return tokenizer, tokenizer
+    later = _later_pieces(content or orjson.loads(data))
+    return tokenizer, tokenizer if later is None else _rebuilt(later)
+
+
+def _control_tokens(tokenizer: Any, control: Iterable[int]) -> dict[int, str]:
+    """Return id and name of the tokens that no text may contain; an unknown word may be any text."""
+    numbers = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    numbers |= {n: t.content for n, t in tokenizer.get_added_tokens_decoder().items() if _CONTROL.fullmatch(t.content)}
+    numbers |= {number: name for number in control if (name := tokenizer.id_to_token(number)) is not None}
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    return {number: name for number, name in numbers.items() if name not in (unknown, "<unk>", "[UNK]")}
+
+
+def _renamed(content: dict[str, Any], numbers: dict[int, str]) -> dict[str, Any]:
+    """Return a tokenizer's JSON in which control tokens have names that nobody knows."""
+    names = {name: f"{secrets.token_hex(16)}{number}" for number, name in numbers.items()}
+    model = content["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(token, token), *rest] for token, *rest in vocabulary]
+    for token in content.get("added_tokens", ()):
+        if token["content"] in names:
+            token.update(content=names[token["content"]], special=True, normalized=False)
+    content["post_processor"] = None  # it names tokens; nothing is added here
+    return content
+
+
+def _later_pieces(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a tokenizer's JSON that marks no word boundary at the beginning, or None where it never does."""
+    stages = [content.get("pre_tokenizer") or {}]
+    stages += stages[0].get("pretokenizers", ())
+    found = [stage for stage in stages if stage.get("type") == "Metaspace" and stage.get("prepend_scheme") == "first"]
+    for stage in found:
+        stage["prepend_scheme"] = "never"
+    return content if found else None
+
+
+def _rebuilt(content: dict[str, Any]) -> Any:
+    tokenizer = _Tokenizer.from_buffer(orjson.dumps(content))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -20,10 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 from encoder_tools import (
-    CLS,
     MAX_LENGTH,
     PAD,
-    SEP,
     Embedder,
     Encoder,
     int8_model,
@@ -155,7 +153,18 @@ def describe(
         "inputs": ["input_ids", "attention_mask"],
         "output": "embedding",
     }
-    sizes = ("hidden_size", "vocab_size", "max_position_embeddings", "num_hidden_layers", "num_attention_heads")
+    sizes = (
+        "hidden_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "layer_norm_eps",
+        "pad_token_id",
+    )
+    backbone = {"model_type": "bert", **{name: encoder.config[name] for name in sizes}}
     return {
         "model_type": "GLiClass",
         "architectures": ["GLiClassBiEncoder"],
@@ -166,7 +175,10 @@ def describe(
         "scorer_type": "simple",
         "normalize_features": True,
         "problem_type": "single_label_classification",
-        **{name: encoder.config[name] for name in sizes},
+        "hidden_size": backbone["hidden_size"],
+        "vocab_size": backbone["vocab_size"],
+        "encoder_config": backbone,
+        "label_model_config": backbone,
         "onnx": {
             "format_version": 1,
             "name": NAME,
@@ -177,11 +189,10 @@ def describe(
             "text_graph": graph,
             "label_graph": graph,
             "tokenizer": "tokenizer.json",
-            "special_tokens": {"cls": CLS, "sep": SEP, "pad": PAD},
+            "pad_token_id": PAD,
             "max_length": MAX_LENGTH,
-            "prompt": {"layout": "bi-encoder", "text": "{text}", "label": TEMPLATE},
-            "scorer": {"in_graph": False, "type": "cosine", "scale": scale, "bias": bias},
-            "label_cache": True,
+            "label_template": TEMPLATE,
+            "scorer": {"scale": scale, "bias": bias},
             "calibration": {"single": {"temperature": temperature}, "multi": {"temperature": 1.0, "bias": 0.0}},
             "self_check": {
                 "text": _CHECK_TEXT,

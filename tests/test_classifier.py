@@ -12,9 +12,12 @@ import pytest
 
 import gliclass_cli
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
+from gliclass_cli.composer import PreparedLabels
 from gliclass_cli.errors import InputUnusable, ModelUnusable
 from gliclass_cli.labels import LabelProblem, LabelSet, make_labels, parse_labels
-from gliclass_cli.predictions import Choice, Prediction
+from gliclass_cli.predictions import Choice, Coverage, Prediction, Refusal, Truncation
+from gliclass_cli.prompts import Reading
+from gliclass_cli.runtime import Runtime
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # The bundled model is int8: its promise is 1e-3, with all digits reported.
@@ -24,7 +27,7 @@ FULL = Choice(digits=15)
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return Classifier.load(threads=2)
+    return Classifier.load(runtime=Runtime(threads=2))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def assert_same(left: list[Prediction], right: list[Prediction]) -> None:
         assert list(one.scores) == list(other.scores)
         for name, score in one.scores.items():
             assert other.scores[name] == pytest.approx(score, abs=TOLERANCE)
-        assert one.truncated == other.truncated
+        assert one.coverage == other.coverage
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_the_number_of_threads_does_not_change_a_score(
     texts: list[str], labels: LabelSet, alone: list[Prediction]
 ) -> None:
     for threads in (1, 2, 3):
-        assert_same(stream(Classifier.load(threads=threads), texts, labels), alone)
+        assert_same(stream(Classifier.load(runtime=Runtime(threads=threads)), texts, labels), alone)
 
 
 def test_the_order_does_not_change_a_score(
@@ -98,13 +101,13 @@ def test_identical_texts_are_computed_once(
     classifier: Classifier, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    score = classifier._backend.score
+    score = classifier._scorer.score
 
     def counted(prompts):  # type: ignore[no-untyped-def]
         seen.append(len(prompts))
         return score(prompts)
 
-    monkeypatch.setattr(classifier._backend, "score", counted)
+    monkeypatch.setattr(classifier._scorer, "score", counted)
     texts = [f"text {number % 10}" for number in range(5000)]  # over several windows
     assert len(stream(classifier, texts, labels)) == 5000
     assert sum(seen) == 10
@@ -112,12 +115,12 @@ def test_identical_texts_are_computed_once(
 
 def test_labels_are_encoded_once(labels: LabelSet, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier.load()
-    calls: list[LabelSet] = []
-    prepare = classifier._backend.prepare
-    monkeypatch.setattr(classifier._backend, "prepare", lambda given: calls.append(given) or prepare(given))  # type: ignore[func-returns-value]
+    calls: list[PreparedLabels] = []
+    prepare = classifier._scorer.prepare
+    monkeypatch.setattr(classifier._scorer, "prepare", lambda given: calls.append(given) or prepare(given))  # type: ignore[func-returns-value]
     for _ in range(3):
         classifier.predict(texts[:5], labels)
-    assert calls == [labels]
+    assert [call.labels for call in calls] == [labels]
 
 
 def test_each_row_can_bring_its_own_labels(classifier: Classifier) -> None:
@@ -148,10 +151,50 @@ def test_right_answers(classifier: Classifier, labels: LabelSet) -> None:
 
 def test_long_texts_are_cut_and_say_so(classifier: Classifier, labels: LabelSet) -> None:
     short, long = classifier.predict(["word " * 510, "word " * 511], labels)
-    assert short.truncated is None
-    assert long.truncated and (long.truncated.tokens, long.truncated.limit) == (513, 512)
-    cut = Classifier.load(max_length=16).predict(["word " * 100], labels)[0]
-    assert cut.truncated and (cut.truncated.tokens, cut.truncated.limit) == (102, 16)
+    assert short.coverage == Coverage()
+    assert long.coverage == Coverage(truncated=Truncation(513, 512))
+    cut = Classifier.load(reading=Reading(max_length=16)).predict(["word " * 100], labels)[0]
+    assert cut.coverage == Coverage(truncated=Truncation(102, 16))
+
+
+def test_long_texts_are_read_in_chunks_and_say_so(labels: LabelSet) -> None:
+    classifier = Classifier.load(reading=Reading(max_length=40, long="chunk"))
+    filler, hidden = "the weather is mild and the sky is grey today . " * 20, "my parcel never arrived . "
+    text = filler + hidden + filler
+    for choice in (Choice(), Choice(multi=True)):
+        chunked = classifier.predict([text, hidden], labels, choice)
+        assert chunked[0].coverage == Coverage(chunks=16)
+        assert chunked[1].coverage == Coverage()
+    cut = Classifier.load(reading=Reading(max_length=40)).predict([text], labels, Choice(multi=True, digits=9))[0]
+    whole = classifier.predict([text], labels, Choice(multi=True, digits=9))[0]
+    assert cut.scores and whole.scores
+    # Somewhere in the text it is about shipping: the best chunk says so, the first one does not.
+    assert whole.scores["shipping"] > cut.scores["shipping"]
+    assert all(whole.scores[name] >= cut.scores[name] - TOLERANCE for name in labels.names)
+
+
+def test_long_texts_are_an_error_where_that_is_asked_for(labels: LabelSet) -> None:
+    classifier = Classifier.load(reading=Reading(max_length=16, long="error"))
+    queries = [Query(n, text, labels) for n, text in enumerate(["short", "word " * 100, "short too", "word " * 100])]
+    answers = [answer for _, answer in itertools.chain(*classifier.stream(queries))]
+    assert [isinstance(answer, Refusal) for answer in answers] == [False, True, False, True]
+    assert isinstance(answers[1], Refusal)
+    assert answers[1].code == "text_too_long"
+    assert "102 tokens" in answers[1].message
+    with pytest.raises(ValueError, match="too long"):
+        classifier.predict(["word " * 100], labels)
+
+
+def test_labels_are_never_cut(classifier: Classifier) -> None:
+    names = ["billing", "a " * 600]
+    with pytest.raises(LabelProblem, match=r"has 60\d tokens; labels are never cut"):
+        classifier.predict(["text"], names)
+    [(_, answer), (_, other)] = itertools.chain(
+        *classifier.stream([Query(0, "text", make_labels(names)), Query(1, "text", make_labels(["billing"]))])
+    )
+    assert isinstance(answer, Refusal)
+    assert answer.code == "bad_labels"
+    assert isinstance(other, Prediction)
 
 
 def test_special_tokens_in_texts_and_labels_are_plain_text(classifier: Classifier) -> None:
@@ -167,7 +210,7 @@ def test_templates_and_descriptions_reach_the_model(classifier: Classifier) -> N
     text = ["my parcel never arrived"]
     assert classifier.predict(text, plain, FULL) != classifier.predict(text, described, FULL)
     assert classifier.predict(text, described)[0].label == "b2"
-    assert Classifier.load(template="{label}").predict(text, described, FULL) != classifier.predict(
+    assert Classifier.load(reading=Reading(template="{label}")).predict(text, described, FULL) != classifier.predict(
         text, described, FULL
     )
 
@@ -239,6 +282,7 @@ def test_wrong_use_says_what_is_wrong(classifier: Classifier) -> None:
 
 
 def test_the_bundled_model_answers_as_shipped(classifier: Classifier) -> None:
+    assert classifier.folder.self_check
     assert classifier.self_check() <= classifier.folder.self_check.tolerance
 
 

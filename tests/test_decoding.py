@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gliclass_cli.decoding import Decoder
 from gliclass_cli.labels import LabelSet, make_labels, parse_labels
-from gliclass_cli.predictions import Calibration, Choice, Prediction, Truncation
+from gliclass_cli.predictions import Calibration, Choice, Coverage, Prediction, Truncation
 from gliclass_cli.prompts import word_label
 
 LOGITS = st.lists(st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, -1.0, 1e4, -1e4]), min_size=1, max_size=8)
@@ -155,8 +155,11 @@ def test_scores_can_be_nested_or_left_out() -> None:
 
 
 def test_a_cut_text_says_so() -> None:
-    prediction = Decoder().decode(np.zeros(1), make_labels(["a"]), Truncation(1893, 512))
+    prediction = Decoder().decode(np.zeros(1), make_labels(["a"]), Coverage(Truncation(1893, 512), None, 3))
     assert prediction.to_dict()["truncated"] == {"tokens": 1893, "limit": 512}
+    assert prediction.to_dict()["label_groups"] == 3
+    assert "chunks" not in prediction.to_dict()
+    assert Decoder().decode(np.zeros(1), make_labels(["a"]), Coverage(chunks=2)).to_dict()["chunks"] == 2
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_model_the_man_pages_and_the_completions(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     data = f"gliclass_cli-{__version__}.data/data/share"
-    model = {path.name for path in find_model("default").iterdir()}
+    bundled = find_model("default")
+    assert bundled
+    model = {path.name for path in bundled.iterdir()}
     assert {f"gliclass_cli/default_model/{name}" for name in model} <= names
     assert {f"{data}/man/man1/{page.name}" for page in (ROOT / "man").iterdir()} <= names
     assert f"{data}/bash-completion/completions/gliclass.bash" in names
@@ -57,10 +59,13 @@ def test_the_base_install_has_no_torch() -> None:
 
 
 def test_the_bundled_model_is_small_and_has_its_licence() -> None:
-    folder = read_model_folder(find_model("default"))
+    path = find_model("default")
+    assert path
+    folder = read_model_folder(path)
     assert folder.size <= 36_000_000
     assert {"README.md", "LICENSE", "config.json", "tokenizer.json"} <= {path.name for path in folder.path.iterdir()}
-    assert folder.graph.sha256 in (folder.path / "README.md").read_text("utf-8")
+    assert folder.onnx and folder.onnx.text.sha256
+    assert folder.onnx.text.sha256 in (folder.path / "README.md").read_text("utf-8")
 
 
 def test_constraints_pin_every_version() -> None:

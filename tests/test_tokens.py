@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -15,7 +16,6 @@ from gliclass_cli.tokens import Tokenizer
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SENTENCES = "i was charged twice where is my order the app crashes great cls sep mask pad un ##k ##s ##ed [ ] . ? !"
 VOCABULARY = {word: number for number, word in enumerate([*SPECIAL, *SENTENCES.split()])}
-ROLES = {"cls": 2, "sep": 3, "pad": 0}
 
 
 @pytest.fixture(scope="session")
@@ -35,93 +35,109 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer(path, ROLES)
+    return Tokenizer(path)
 
 
-def words(tokenizer: Tokenizer, text: str, max_length: int = 512) -> list[str]:
-    [tokens] = tokenizer.encode([text], max_length)
-    names = list(VOCABULARY)
-    return [names[number] for number in tokens.ids]
+def words(tokenizer: Tokenizer, text: str) -> list[str]:
+    [ids] = tokenizer.encode([text])
+    return [str(tokenizer.token(int(number))) for number in ids]
 
 
-def test_a_text_stands_between_the_special_tokens(tokenizer: Tokenizer) -> None:
-    assert words(tokenizer, "I was charged twice!") == ["[CLS]", "i", "was", "charged", "twice", "!", "[SEP]"]
-    assert tokenizer.pad == 0
+def test_what_the_tokenizer_puts_around_a_text(tokenizer: Tokenizer) -> None:
+    assert words(tokenizer, "I was charged twice!") == ["i", "was", "charged", "twice", "!"]
+    assert (tokenizer.prefix.tolist(), tokenizer.suffix.tolist()) == ([2], [3])
+    assert (tokenizer.number("[SEP]"), tokenizer.number("no such")) == (3, None)
+    assert (tokenizer.token(3), tokenizer.token(10**6), tokenizer.token(-1)) == ("[SEP]", None, None)
 
 
 @pytest.mark.parametrize("special", SPECIAL)
 def test_special_tokens_in_a_text_are_plain_text(tokenizer: Tokenizer, special: str) -> None:
     found = words(tokenizer, f"order {special}order{special}")
-    assert not {"[PAD]", "[CLS]", "[SEP]", "[MASK]"} & set(found[1:-1])
+    assert not {"[PAD]", "[CLS]", "[SEP]", "[MASK]"} & set(found)
     name = ["un", "##k"] if special == "[UNK]" else [special.strip("[]").lower()]
-    assert found == ["[CLS]", "order", "[", *name, "]", "order", "[", *name, "]", "[SEP]"]
+    assert found == ["order", "[", *name, "]", "order", "[", *name, "]"]
 
 
-@pytest.mark.parametrize(
-    ("max_length", "expected"),
-    [
-        (6, "[CLS] where is my order [SEP]"),
-        (5, "[CLS] where is my [SEP]"),
-        (3, "[CLS] where [SEP]"),
-        (2, "[CLS] [SEP]"),
-    ],
-)
-def test_a_text_is_cut_from_its_end_and_says_how_long_it_was(
-    tokenizer: Tokenizer, max_length: int, expected: str
-) -> None:
-    assert " ".join(words(tokenizer, "where is my order", max_length)) == expected
-    [tokens] = tokenizer.encode(["where is my order"], max_length)
-    assert (len(tokens.ids), tokens.full_length) == (max_length, 6)
+def unigram(**settings: object) -> Any:
+    """A tokenizer of SentencePiece's kind: its control tokens are ordinary pieces of the vocabulary too."""
+    pieces = [("[PAD]", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("[UNK]", 0.0)]
+    pieces += [("▁good", -3.0), ("▁bad", -3.0), ("good", -4.0), *((c, -9.0) for c in "▁abcdgoSEPL[]<>/")]
+    whole = tokenizers.Tokenizer(models.Unigram(pieces, 3, False))
+    whole.pre_tokenizer = pre_tokenizers.Metaspace("▁", **settings)
+    whole.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return whole
 
 
-@pytest.mark.parametrize("max_length", [0, 1])
-def test_no_length_cuts_from_the_wrong_end(tokenizer: Tokenizer, max_length: int) -> None:
-    assert words(tokenizer, "where is my order", max_length) == ["[CLS]", "[SEP]"]
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", ["{}", "good{}bad", " {} good", "<{}>", "{}{}"])
+def test_control_tokens_of_the_vocabulary_are_plain_text(tmp_path: Path, special: bool, text: str) -> None:
+    whole = unigram()
+    added = [tokenizers.AddedToken(name, special=special) for name in ("<<LABEL>>", "<<SEP>>")]
+    (whole.add_special_tokens if special else whole.add_tokens)(added)
+    whole.save(str(tmp_path / "tokenizer.json"))
+    controls = {name: whole.token_to_id(name) for name in ("[CLS]", "[SEP]", "<<LABEL>>", "<<SEP>>")}
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", [1, 2])
+    assert (tokenizer.prefix.tolist(), tokenizer.suffix.tolist()) == ([1], [2])
+    assert {name: tokenizer.number(name) for name in controls} == controls
+    for name, number in controls.items():
+        assert number in whole.encode(text.replace("{}", name), add_special_tokens=False).ids  # without us it would be
+        [ids] = tokenizer.encode([text.replace("{}", name)])
+        assert not set(controls.values()) & set(ids.tolist())
+        assert len(ids) > 1
+    [plain] = tokenizer.encode(["good bad"])
+    assert plain.tolist() == whole.encode("good bad", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(("scheme", "later"), [("first", ["good"]), ("always", ["▁good"]), ("never", ["good"])])
+def test_a_later_piece_begins_no_word_where_only_the_first_does(tmp_path: Path, scheme: str, later: list[str]) -> None:
+    whole = unigram(prepend_scheme=scheme)
+    whole.add_special_tokens(["<<LABEL>>"])
+    whole.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    [first], [second] = tokenizer.encode(["good"]), tokenizer.encode(["good"], first=False)
+    mark = whole.token_to_id("<<LABEL>>")
+    together = whole.encode("good<<LABEL>>good", add_special_tokens=False).ids
+    assert together == [*first, mark, *second]
+    assert [tokenizer.token(int(number)) for number in second] == later
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t", "\u200b", "\0"])
 def test_an_empty_text_is_a_text(tokenizer: Tokenizer, text: str) -> None:
-    [tokens] = tokenizer.encode([text], 512)
-    assert tokens.ids.dtype == "int64"
-    assert tokens.full_length == len(tokens.ids) == 2
+    [ids] = tokenizer.encode([text])
+    assert ids.dtype == "int64"
+    assert len(ids) == 0
 
 
 def test_no_texts(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode([], 512) == []
+    assert tokenizer.encode([]) == []
 
 
 def test_half_a_character_costs_no_row(tokenizer: Tokenizer) -> None:
-    whole, half, other = tokenizer.encode(["my order", "my \ud83d order", "the app"], 512)
-    assert half.ids.tolist() == tokenizer.encode(["my ? order"], 512)[0].ids.tolist()
-    assert whole.ids.tolist() == tokenizer.encode(["my order"], 512)[0].ids.tolist()
-    assert other.ids.tolist() == tokenizer.encode(["the app"], 512)[0].ids.tolist()
+    whole, half, other = tokenizer.encode(["my order", "my \ud83d order", "the app"])
+    assert half.tolist() == tokenizer.encode(["my ? order"])[0].tolist()
+    assert whole.tolist() == tokenizer.encode(["my order"])[0].tolist()
+    assert other.tolist() == tokenizer.encode(["the app"])[0].tolist()
 
 
-@given(
-    texts=st.lists(st.text(st.characters()) | st.text("my order[SEPCLK]\ud800 "), max_size=5),
-    max_length=st.integers(2, 12),
-)
-def test_any_text_fits_and_does_not_depend_on_its_company(
-    tokenizer: Tokenizer, texts: list[str], max_length: int
-) -> None:
-    together = tokenizer.encode(texts, max_length)
+@given(texts=st.lists(st.text(st.characters()) | st.text("my order[SEPCLK]\ud800 "), max_size=5))
+def test_a_text_does_not_depend_on_its_company(tokenizer: Tokenizer, texts: list[str]) -> None:
+    together = tokenizer.encode(texts)
     assert len(together) == len(texts)
-    for text, tokens in zip(texts, together, strict=True):
-        [alone] = tokenizer.encode([text], max_length)
-        assert tokens.ids.tolist() == alone.ids.tolist()
-        assert len(tokens.ids) == min(tokens.full_length, max_length)
-        assert (tokens.ids[0], tokens.ids[-1]) == (2, 3)
-        assert not {0, 2, 3, 4} & set(tokens.ids[1:-1].tolist())
+    for text, ids in zip(texts, together, strict=True):
+        [alone] = tokenizer.encode([text])
+        assert ids.tolist() == alone.tolist()
+        assert not {0, 2, 3, 4} & set(ids.tolist())
 
 
 def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
-    expected = [tokens.ids.tolist() for tokens in tokenizer.encode(["my order", "the app crashes"], 512)]
+    expected = [ids.tolist() for ids in tokenizer.encode(["my order", "the app crashes"])]
     found: list[list[list[int]]] = []
 
     def encode() -> None:
-        for _ in range(50):
-            tokens = tokenizer.encode(["my order", "the app crashes"], 512)
-            found.append([item.ids.tolist() for item in tokens])
+        texts = ["my order", "the app crashes"]
+        found.extend([ids.tolist() for ids in tokenizer.encode(texts)] for _ in range(50))
 
     threads = [threading.Thread(target=encode) for _ in range(4)]
     for thread in threads:
@@ -131,16 +147,13 @@ def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
     assert found == [expected] * 200
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\0", b'{"version": "1.0"}', None])
-def test_what_is_no_tokenizer_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "tokenizer.json"
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\0", b'{"version": "1.0"}'])
+def test_what_is_no_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelUnusable, match=r"tokenizer\.json: not a tokenizer"):
-        Tokenizer(path, ROLES)
+        Tokenizer(tmp_path / "tokenizer.json")
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_special_tokens_that_the_tokenizer_does_not_have(path: Path, role: str) -> None:
-    with pytest.raises(ModelUnusable, match=f"has no token 30522, which config.json names as {role}"):
-        Tokenizer(path, ROLES | {role: 30522})
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"tokenizer\.json: cannot be read: No such file"):
+        Tokenizer(tmp_path / "tokenizer.json")

@@ -1,40 +1,37 @@
-"""Backends: what computes logits. Each one implements ``Backend``; nothing above it knows which library runs."""
+"""Backends: what computes the parts of a model. Each one implements ``Backend``; nothing above knows which it is."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
 
 from gliclass_cli.decoding import Floats
-from gliclass_cli.labels import LabelSet
-from gliclass_cli.tokens import Tokens
 
-
-@dataclass(frozen=True, slots=True)
-class PreparedLabels:
-    """A label set, and what a backend made of it once for all texts (``data`` is the backend's own)."""
-
-    labels: LabelSet
-    data: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One text as the model reads it, and the labels it is scored against."""
-
-    tokens: Tokens
-    labels: PreparedLabels
+# text: inputs to logits, or to text vectors in a bi-encoder; label: labels to vectors; scorer: both to logits.
+Part = Literal["text", "label", "scorer"]
+Arrays = Mapping[str, NDArray[Any]]
 
 
 class Backend(Protocol):
-    """Computes logits. Every method may be called from several threads at once."""
+    """Runs the parts of one model. ``run`` may be called from several threads at once.
 
-    max_length: int
+    ``batch_tokens``: tokens of one run, padding included, at which it is fastest. ``workers``: runs side by side.
+    ``alone``: one input a run, because the others would change its scores. ``slots``, ``length``: the most labels and
+    tokens that a fixed graph takes, or None. ``product``: scale and bias of logit = scale * (text . label) + bias,
+    where no part ``scorer`` is needed.
+    """
 
-    def prepare(self, labels: LabelSet) -> PreparedLabels:
-        """Do for a label set what need not be done for each text."""
+    batch_tokens: int
+    workers: int
+    alone: bool
+    slots: int | None
+    length: int | None
+    product: tuple[float, float] | None
+    description: str
 
-    def compose(self, texts: Sequence[str], labels: PreparedLabels) -> list[Prompt]:
-        """Tokenise texts and put them together with their labels."""
+    def run(self, part: Part, inputs: Arrays) -> Floats:
+        """Compute a part for B inputs: input_ids and attention_mask (B, L), and what the architecture has besides.
 
-    def score(self, prompts: Sequence[Prompt]) -> list[Floats]:
-        """Return for each prompt its logits (L,), independent of the other prompts."""
+        The names are those of the graphs: class_input_ids, class_attention_mask (B, M); text (B, D), labels
+        (B, C, D), label_mask (B, C). Returns logits (B, C), or vectors (B, D).
+        """

@@ -13,6 +13,8 @@ from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
 from gliclass_cli.cli.classify import ClassifyOptions, classify
 from gliclass_cli.cli.completions import CompletionsOptions, completions_of
 from gliclass_cli.cli.doctor import DoctorOptions, doctor
+from gliclass_cli.cli.export import EPILOG as EXPORT_EPILOG
+from gliclass_cli.cli.export import ExportOptions, export
 from gliclass_cli.cli.models import models
 from gliclass_cli.cli.options import command
 from gliclass_cli.cli.tag import EPILOG as TAG_EPILOG
@@ -70,6 +72,7 @@ def _root(
 
 command(app, ClassifyOptions, "classify", epilog=CLASSIFY_EPILOG)(classify)
 command(app, TagOptions, "tag", epilog=TAG_EPILOG)(tag)
+command(app, ExportOptions, "export", epilog=EXPORT_EPILOG)(export)
 app.add_typer(models, name="models")
 command(app, DoctorOptions, "doctor")(doctor)
 command(app, CompletionsOptions, "completions")(completions_of(app))

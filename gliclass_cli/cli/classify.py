@@ -15,6 +15,7 @@ from gliclass_cli.cli.options import (
     OnError,
     OutputFormat,
     hint_single_label,
+    load_classifier,
     option,
 )
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
@@ -151,14 +152,11 @@ def classify(options: ClassifyOptions) -> None:
     labels = _labels(options)
     _check_files(options, names)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
-    from gliclass_cli.classifier import Classifier
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
 
     inputs = Inputs(names, _read_options(options))
-    classifier = Classifier.load(
-        options.model, threads=options.threads, max_length=options.max_length, template=options.template
-    )
+    classifier = load_classifier(options, labels)
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
     progress = Progress(names, shown=shown)
@@ -283,13 +281,13 @@ def _read_options(options: ClassifyOptions) -> "ReadOptions":
 
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":
     from gliclass_cli.classification import Settings
-    from gliclass_cli.classifier import BATCH_TOKENS, StreamOptions
+    from gliclass_cli.classifier import StreamOptions
 
     return Settings(
         labels=labels,
         labels_field=options.labels_field,
         choice=options.choice(),
-        stream=StreamOptions(batch_tokens=options.batch_tokens or BATCH_TOKENS, linger=options.linger / 1000),
+        stream=StreamOptions(batch_tokens=options.batch_tokens, linger=options.linger / 1000),
         on_error=options.on_error.value,
         skip=options.skip,
         limit=options.limit,

@@ -9,21 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from gliclass_cli.cli.options import option
+from gliclass_cli.cli.options import RuntimeOptions
 from gliclass_cli.errors import ExitCode, GliclassError
-from gliclass_cli.model_folder import DEFAULT_MODEL
 
 _LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "orjson", "typer", "rich", "tqdm", "huggingface_hub")
-_OPTIONAL = ("onnx", "torch", "transformers", "peft")
+_OPTIONAL = ("onnx", "torch", "transformers", "safetensors", "peft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorOptions:
+class DoctorOptions(RuntimeOptions):
     """Everything that ``doctor`` takes."""
 
-    model: Annotated[
-        str, option("--model", help="'default' (the bundled model) or a model folder.", metavar="NAME|FOLDER")
-    ] = DEFAULT_MODEL
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
 
@@ -45,7 +41,7 @@ def doctor(options: DoctorOptions) -> None:
         "cores": available_cores(),
     }
     try:
-        report |= _check_model(options.model)
+        report |= _check_model(options)
         ready = True
     except GliclassError as error:
         report["problem"] = str(error)
@@ -62,24 +58,29 @@ def doctor(options: DoctorOptions) -> None:
         raise typer.Exit(int(ExitCode.MODEL))
 
 
-def _check_model(name: str) -> dict[str, Any]:
-    """Compare the model's file with its digest, and its answer with the one it was shipped with."""
+def _check_model(options: DoctorOptions) -> dict[str, Any]:
+    """Compare the model's files with their digests, and its answer with the one it was shipped with."""
     from gliclass_cli.classifier import Classifier
     from gliclass_cli.errors import ModelUnusable
-    from gliclass_cli.model_folder import file_digest, find_model, read_model_folder
+    from gliclass_cli.loading import open_folder
+    from gliclass_cli.model_folder import file_digest
 
-    folder = read_model_folder(find_model(name))
-    if file_digest(folder.graph.path) != folder.graph.sha256:
-        raise ModelUnusable(f"{folder.graph.path}: is not the file it should be (SHA-256 differs); install it again")
-    difference = Classifier.load(name).self_check()
+    folder = open_folder(options.model, options.runtime())
+    graphs = (folder.onnx.text, folder.onnx.label, folder.onnx.scorer) if folder.onnx else ()
+    for graph in graphs:
+        if graph is not None and graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
+            raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
+    classifier = Classifier.load(options.model, runtime=options.runtime())
+    report = {"model": " ".join((folder.name, folder.version, f"in {folder.path}")), "runs_on": classifier.backend}
+    if folder.self_check is None:
+        classifier.predict(["This is a test."], ["test", "example"])
+        return report | {"self_check": "it runs; the model has no example of its own to compare with"}
+    difference = classifier.self_check()
     if not difference <= folder.self_check.tolerance:
         raise ModelUnusable(
             f"{folder.path}: the self-check is off by {difference:.4f} (at most {folder.self_check.tolerance})"
         )
-    return {
-        "model": f"{folder.name} {folder.version} ({folder.precision}) in {folder.path}",
-        "self_check": f"logits within {difference:.4f} of the expected ones",
-    }
+    return report | {"self_check": f"logits within {difference:.4f} of the expected ones"}
 
 
 def _version(name: str) -> str | None:

@@ -7,11 +7,12 @@ A command is a plain function of one argument, the dataclass of its options. Eve
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -21,7 +22,11 @@ from gliclass_cli.files import read_text_file
 from gliclass_cli.labels import LabelProblem, LabelSet, combine, make_labels, parse_label_file
 from gliclass_cli.model_folder import DEFAULT_MODEL
 from gliclass_cli.predictions import Choice
-from gliclass_cli.prompts import LABEL_SLOT
+from gliclass_cli.prompts import LABEL_SLOT, Example, Reading, parse_examples
+from gliclass_cli.runtime import Runtime
+
+if TYPE_CHECKING:
+    from gliclass_cli.classifier import Classifier
 
 Options = TypeVar("Options")
 
@@ -122,6 +127,38 @@ class OnError(StrEnum):
     stop = "stop"
 
 
+class Long(StrEnum):
+    """What happens to a text that does not fit into one input of the model."""
+
+    truncate = "truncate"
+    chunk = "chunk"
+    error = "error"
+
+
+class Backend(StrEnum):
+    """What computes a model."""
+
+    auto = "auto"
+    onnx = "onnx"
+    torch = "torch"
+
+
+class Precision(StrEnum):
+    """The numbers that a model is computed with."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise UsageProblem(f"--device {value!r}: known are auto, cpu, cuda and cuda:N, for example cuda:0")
+    return value
+
+
 def _label_template(value: str | None) -> str | None:
     if value is not None and LABEL_SLOT not in value:
         raise UsageProblem(f"--template {value!r} has no {LABEL_SLOT}; for example 'This text is about {LABEL_SLOT}.'")
@@ -129,8 +166,8 @@ def _label_template(value: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions:
-    """Candidate labels, and how scores become a choice."""
+class LabelFileOptions:
+    """Candidate labels."""
 
     label: Annotated[
         list[str] | None, option("-l", "--label", help="A candidate label; repeat it for each.", metavar="LABEL")
@@ -144,6 +181,25 @@ class LabelOptions:
             metavar="FILE",
         ),
     ] = None
+
+    def label_set(self) -> LabelSet | None:
+        """Return the labels of the flags and the label file, or None. Raises UsageProblem."""
+        sets = []
+        try:
+            if self.label:
+                sets.append(make_labels(self.label))
+            if self.labels is not None:
+                text = read_text_file(self.labels, "label file", UsageProblem)
+                sets.append(parse_label_file(text, self.labels))
+            return combine(sets) if sets else None
+        except LabelProblem as problem:
+            raise UsageProblem(str(problem)) from problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(LabelFileOptions):
+    """Candidate labels, and how scores become a choice."""
+
     multi: Annotated[bool, option("--multi", help="Any number of labels a row, not exactly one.")] = False
     threshold: Annotated[
         float | None,
@@ -161,19 +217,6 @@ class LabelOptions:
     digits: Annotated[int, option("--digits", help="Digits of a score.", min=1, max=15, metavar="N")] = 4
     no_scores: Annotated[bool, option("--no-scores", help="Leave the scores of all candidates out.")] = False
     nested: Annotated[bool, option("--nested", help="Give scores back in the shape of a hierarchy of labels.")] = False
-
-    def label_set(self) -> LabelSet | None:
-        """Return the labels of the flags and the label file, or None. Raises UsageProblem."""
-        sets = []
-        try:
-            if self.label:
-                sets.append(make_labels(self.label))
-            if self.labels is not None:
-                text = read_text_file(self.labels, "label file", UsageProblem)
-                sets.append(parse_label_file(text, self.labels))
-            return combine(sets) if sets else None
-        except LabelProblem as problem:
-            raise UsageProblem(str(problem)) from problem
 
     def choice(self) -> Choice:
         """Return how scores become labels. Raises UsageProblem."""
@@ -196,12 +239,50 @@ def hint_single_label(labels: LabelSet, multi: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class RuntimeOptions:
     """The model, and what computes it."""
 
     model: Annotated[
-        str, option("--model", help="'default' (the bundled model) or a model folder.", metavar="NAME|FOLDER")
+        str,
+        option(
+            "--model",
+            help="'default' (the bundled model), a folder, or a model of the Hugging Face hub, ORG/NAME[@REVISION], "
+            "which is downloaded once.",
+            metavar="NAME|FOLDER",
+        ),
     ] = DEFAULT_MODEL
+    backend: Annotated[
+        Backend, option("--backend", help="What computes. auto: ONNX where the model has it, else PyTorch.")
+    ] = Backend.auto
+    device: Annotated[
+        str, option("--device", help="auto, cpu, cuda or cuda:N; cuda needs PyTorch.", callback=_device, metavar="NAME")
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        option("--precision", help="auto: fp32, or what an exported model has. fp16 and bf16 are for CUDA."),
+    ] = Precision.auto
+    threads: Annotated[
+        int | None,
+        option("--threads", help="Threads that compute; default: the cores this process may use.", min=1, metavar="N"),
+    ] = None
+    offline: Annotated[bool, option("--offline", help="Never use the network.")] = False
+
+    def runtime(self) -> Runtime:
+        """Return what computes the model."""
+        return Runtime(
+            backend=self.backend.value,
+            device=self.device,
+            precision=self.precision.value,
+            threads=self.threads,
+            offline=self.offline,
+            announce=say,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(RuntimeOptions):
+    """The model, and how it reads texts and labels."""
+
     template: Annotated[
         str | None,
         option(
@@ -211,13 +292,68 @@ class ModelOptions:
             callback=_label_template,
         ),
     ] = None
+    prompt: Annotated[
+        str, option("--prompt", help="Task description that the model reads with each text.", metavar="TEXT")
+    ] = ""
+    examples: Annotated[
+        str | None,
+        option(
+            "--examples",
+            help='JSON Lines of solved examples, {"text": ..., "labels": [...]}, for models made to read some.',
+            metavar="FILE",
+        ),
+    ] = None
     max_length: Annotated[
         int | None,
         option(
-            "--max-length", help="Cut texts to N tokens; default and most: what the model reads.", min=8, metavar="N"
+            "--max-length",
+            help="Tokens of one input, labels included where they are read with the text; default: the model's.",
+            min=8,
+            metavar="N",
         ),
     ] = None
-    threads: Annotated[
-        int | None,
-        option("--threads", help="Threads that compute; default: the cores this process may use.", min=1, metavar="N"),
-    ] = None
+    long: Annotated[
+        Long,
+        option("--long", help="A text that does not fit: cut it, read it in overlapping chunks, or make it an error."),
+    ] = Long.truncate
+    permutations: Annotated[
+        int,
+        option(
+            "--permutations",
+            help="Average over K orders of the labels, for models whose answers depend on it; K times slower.",
+            min=1,
+            max=1000,
+            metavar="K",
+        ),
+    ] = 1
+
+    def reading(self) -> Reading:
+        """Return how texts and labels are put before the model. Raises UsageProblem."""
+        examples: tuple[Example, ...] = ()
+        if self.examples is not None:
+            examples = parse_examples(read_text_file(self.examples, "examples file", UsageProblem), self.examples)
+        return Reading(
+            template=self.template,
+            prompt=self.prompt,
+            examples=examples,
+            max_length=self.max_length,
+            long=self.long.value,
+            permutations=self.permutations,
+        )
+
+
+def load_classifier(options: ModelOptions, labels: LabelSet | None) -> "Classifier":
+    """Load the model, and tell what it cannot do with the labels at once. Raises ModelUnusable, UsageProblem."""
+    from gliclass_cli.classifier import Classifier
+
+    classifier = Classifier.load(options.model, options.reading(), options.runtime())
+    if labels is None:
+        return classifier
+    try:
+        groups = classifier.check_labels(labels)
+    except LabelProblem as problem:
+        raise UsageProblem(str(problem)) from problem
+    if groups > 1:
+        room = f"one input of {classifier.max_length} tokens"
+        say(f"the {len(labels)} labels do not fit into {room}: they are read in {groups} groups")
+    return classifier

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label
+from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label, load_classifier
 from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, wants_color, width
 from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN
@@ -51,13 +51,12 @@ def tag(options: TagOptions) -> None:
     if labels is None:
         raise UsageProblem("no labels: give -l LABEL for each, or --labels FILE")
     hint_single_label(labels, options.multi)
-    from gliclass_cli.classifier import Classifier, Query, StreamOptions
+    from gliclass_cli.classification import answered
+    from gliclass_cli.classifier import Query, StreamOptions
     from gliclass_cli.files import Output
     from gliclass_cli.writers import JsonlWriter
 
-    classifier = Classifier.load(
-        options.model, threads=options.threads, max_length=options.max_length, template=options.template
-    )
+    classifier = load_classifier(options, labels)
     output, writer, pretty = Output(None), JsonlWriter(), is_terminal(sys.stdout)
     queries = (
         Query(record, record.fields["text"] if record.fields and not record.error else None, labels)
@@ -66,14 +65,15 @@ def tag(options: TagOptions) -> None:
     errors = 0
     with interruptible() as stop:
         for window in classifier.stream(queries, options.choice(), StreamOptions(linger=_LINGER), stop):
-            for query, prediction in window:
-                if query.item.error is not None:
+            for query, answer in window:
+                record, prediction = answered(query.item, answer)
+                if record.error is not None:
                     errors += 1
-                    say(f"{query.item.where}: {query.item.error.message}")
+                    say(f"{record.where}: {record.error.message}" if record.source else record.error.message)
                 if prediction is not None and pretty:
                     _show(query.text or "", prediction)
                 elif not pretty:
-                    output.write(writer.row(query.item, prediction))
+                    output.write(writer.row(record, prediction))
             output.flush()
     if stop.is_set():
         raise Interrupted("interrupted")
@@ -120,9 +120,20 @@ def _show(text: str, prediction: "Prediction") -> None:
         console.print(line, overflow="crop", no_wrap=True)
     if not prediction.labels:
         console.print(Text("  no label reaches the threshold", style="dim"))
-    if prediction.truncated:
-        cut = prediction.truncated
-        console.print(Text(f"  the text was cut: {cut.tokens} tokens, the model reads {cut.limit}", style="yellow"))
+    for note in _coverage(prediction):
+        console.print(Text(f"  {note}", style="yellow"))
+
+
+def _coverage(prediction: "Prediction") -> list[str]:
+    """Say what did not fit into one input of the model."""
+    cut, chunks, groups = (
+        prediction.coverage.truncated,
+        prediction.coverage.chunks,
+        prediction.coverage.label_groups,
+    )
+    lines = [] if cut is None else [f"the text was cut: {cut.tokens} tokens, the model reads {cut.limit}"]
+    lines += [] if chunks is None else [f"the text was read in {chunks} chunks"]
+    return lines + ([] if groups is None else [f"the labels were read in {groups} groups"])
 
 
 def _best(prediction: "Prediction") -> dict[str, float]:

@@ -1,0 +1,360 @@
+"""Puts texts and labels together, by token id, the way each architecture reads them.
+
+Labels are never cut. What a prompt has no room for is cut from the text, or the text is read in windows; labels that
+leave no room for a text are split into groups. With ``[CLS]``, ``[SEP]`` for what the tokenizer puts around an input
+and ``<<...>>`` for the model's own tokens:
+
+    uni-encoder          [CLS] <<LABEL>> l1 <<LABEL>> l2 ... <<SEP>> task text <<EXAMPLE>> ... <<SEP>> [SEP]
+      text first         [CLS] text <<LABEL>> l1 <<LABEL>> l2 ... <<SEP>> task <<EXAMPLE>> ... <<SEP>> [SEP]
+    bi-encoder           [CLS] task text [SEP]                 and each label by itself: [CLS] l1 [SEP]
+    bi-encoder-fused     [CLS] task <<LABEL>> <<LABEL>> ... <<SEP>> text <<EXAMPLE>> ... <<SEP>> [SEP]
+      text first         [CLS] text task <<LABEL>> <<LABEL>> ... <<SEP>> <<EXAMPLE>> ... <<SEP>> [SEP]
+    encoder-decoder      text <<EXAMPLE>> ... <<SEP>> </s>     and <<LABEL>> l1 <<LABEL>> l2 ... <<SEP>> task </s>
+    decoder-kv           task <<EXAMPLE>> ... <<SEP>> text <<SEP>> l1 <<LABEL>> l2 <<LABEL>> ... <<SEP>>
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
+from gliclass_cli.decoding import Floats
+from gliclass_cli.errors import UsageProblem
+from gliclass_cli.labels import LabelProblem, LabelSet
+from gliclass_cli.model_folder import ModelFolder
+from gliclass_cli.prompts import Reading, groups, joined, label_orders, windows, word_example, word_label
+from gliclass_cli.tokens import Ids, Tokenizer
+
+# Beside the labels there is always room for a text of so many tokens, or for half of a shorter input.
+LEAST_TEXT = 32
+_MOST_OVERLAP = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelGroup:
+    """Labels that are read together. ``columns`` (C,) says which of the label set they are, in their order here.
+
+    ``ids`` is their part of the prompt; where labels are read by themselves, ``inputs`` holds the input of each, and
+    ``vectors`` (C, D) what the label encoder made of them.
+    """
+
+    columns: NDArray[np.int64]
+    ids: Ids
+    inputs: tuple[Ids, ...] = ()
+    vectors: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedLabels:
+    """A label set as the model reads it; ``room``: tokens that are left for a text beside the longest group."""
+
+    labels: LabelSet
+    groups: tuple[LabelGroup, ...]
+    room: int
+    split: int  # groups that hold the set once; more than one where it does not fit into one prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One input of the model (L,), and the labels it is scored against; ``window`` counts those of one text."""
+
+    ids: Ids
+    group: LabelGroup
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """The prompts of one text; ``tokens``: the length of its longest prompt, had nothing been cut to ``limit``."""
+
+    prompts: list[Prompt]
+    labels: PreparedLabels
+    windows: int
+    tokens: int
+    limit: int
+    too_long: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """The model's own tokens, each as an array of one id."""
+
+    label: Ids
+    separator: Ids
+    example: Ids | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """What stands in every prompt: the task where it has a piece of its own, the examples, and the room they take."""
+
+    task: Ids
+    examples: Ids
+    length: int
+
+
+class Composer:
+    """Composes prompts for one model. It may be used from several threads at once."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        reading: Reading | None = None,
+        *,
+        slots: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        """Load the tokenizers. ``slots``, ``length``: the most labels and tokens that a fixed graph takes.
+
+        Raises:
+            ModelUnusable: a tokenizer is missing, broken, or not the model's.
+            UsageProblem: the model reads no examples, or task and examples leave no room for a text.
+        """
+        self.reading = reading = reading or Reading()
+        self.folder = folder
+        self.architecture = folder.config.architecture
+        self.max_length = min(length or folder.positions, reading.max_length or folder.max_length)
+        self._slots = slots
+        self._template = reading.template or folder.label_template
+        config = folder.config
+        control = (config.class_token_index, config.text_token_index, config.example_token_index)
+        self.tokenizer = Tokenizer(folder.tokenizer, control)
+        tied = folder.label_tokenizer == folder.tokenizer
+        self._label_tokenizer = self.tokenizer if tied else Tokenizer(folder.label_tokenizer)
+        self._marks = None if self.architecture == "bi-encoder" else self._find_marks()
+        glued = reading.prompt if self._task_before_text else ""
+        self._task = self.tokenizer.encode([glued], first=self._text_is_first)[0]  # in one piece with the text
+        self._fixed = self._compose_fixed()
+
+    def labels(self, labels: LabelSet) -> PreparedLabels:
+        """Tokenise a label set, and split it into groups that fit.
+
+        Raises:
+            LabelProblem: a label is too long for the model; it would have to be cut.
+        """
+        worded = self.worded(labels)
+        if self.architecture in BI_ENCODERS:
+            inputs = self._label_inputs(worded)
+            sizes = [0 if self.architecture == "bi-encoder" else 1] * len(inputs)
+        else:
+            inputs = self.tokenizer.encode(worded, first=False)
+            sizes = [len(ids) + 1 for ids in inputs]
+        room = self._label_room()
+        for name, size in zip(labels.names, sizes, strict=True):
+            if size > room:
+                raise LabelProblem(_too_long(name, size, room))
+        split = groups(sizes, room, self._slots)
+        permutations = 1 if self.architecture == "bi-encoder" else self.reading.permutations
+        composed = tuple(
+            self._group([members[i] for i in order], inputs)
+            for members in split
+            for order in label_orders(len(members), permutations)
+        )
+        longest = 0 if self.architecture in ENCODER_DECODERS else max(len(group.ids) for group in composed)
+        return PreparedLabels(labels, composed, max(1, self._text_room() - longest), len(split))
+
+    def worded(self, labels: LabelSet) -> list[str]:
+        """Return labels as the model reads them."""
+        pairs = zip(labels.names, labels.descriptions, strict=True)
+        return [word_label(self._template, name, description) for name, description in pairs]
+
+    def compose(self, texts: Sequence[str], labels: PreparedLabels) -> list[Composed]:
+        """Tokenise texts and put them together with their labels."""
+        task, whole = 0, texts
+        if self.reading.prompt and self._task_before_text:
+            whole = [joined(self.reading.prompt, text) for text in texts]
+        composed = []
+        for ids in self.tokenizer.encode(whole, first=self._text_is_first):
+            if whole is not texts:
+                task = self._task_length(ids)
+            composed.append(self._compose_one(ids[:task], ids[task:], labels))
+        return composed
+
+    def _compose_one(self, task: Ids, text: Ids, labels: PreparedLabels) -> Composed:
+        room = max(1, labels.room - len(task))
+        tokens = self.max_length - room + len(text)
+        too_long = len(text) > room
+        if too_long and self.reading.long == "chunk":
+            spans = windows(len(text), room, min(_MOST_OVERLAP, room // 4))
+        else:
+            spans = [(0, min(room, len(text)))]
+        prompts = [
+            Prompt(self._prompt(np.concatenate((task, text[start:end])), group), group, number)
+            for number, (start, end) in enumerate(spans)
+            for group in labels.groups
+        ]
+        return Composed(prompts, labels, len(spans), tokens, self.max_length, too_long)
+
+    @property
+    def _task_before_text(self) -> bool:
+        """Whether the task stands right before the text, in one piece with it."""
+        if self.architecture == "bi-encoder":
+            return True
+        if self.architecture == "decoder-kv":
+            return not self.reading.examples
+        return self.architecture == "uni-encoder" and self.folder.config.prompt_first
+
+    @property
+    def _text_is_first(self) -> bool:
+        """Whether nothing but the tokenizer's own tokens stands before the text."""
+        if self.architecture in ("uni-encoder", "bi-encoder-fused"):
+            return not self.folder.config.prompt_first
+        return self.architecture != "decoder-kv" or not self.reading.examples
+
+    def _prompt(self, text: Ids, group: LabelGroup) -> Ids:
+        """Return the ids of one input."""
+        before, after, fixed = self.tokenizer.prefix, self.tokenizer.suffix, self._fixed
+        if self._marks is None:
+            return np.concatenate((before, text, after))
+        separator = self._marks.separator
+        if self.architecture in ENCODER_DECODERS:
+            return np.concatenate((before, text, fixed.examples, after))
+        if self.architecture == "decoder-kv":
+            return np.concatenate((fixed.task, fixed.examples, text, group.ids))
+        if self.architecture == "bi-encoder-fused":
+            head = np.concatenate((fixed.task, group.ids, separator))
+            pieces = (head, text) if self.folder.config.prompt_first else (text, head)
+            return np.concatenate((before, *pieces, fixed.examples, after))
+        head = np.concatenate((group.ids, separator, fixed.task))
+        pieces = (head, text) if self.folder.config.prompt_first else (text, head)
+        return np.concatenate((before, *pieces, fixed.examples, after))
+
+    def _group(self, members: Sequence[int], inputs: Sequence[Ids]) -> LabelGroup:
+        """Return the labels ``members`` as a group."""
+        columns = np.array(members, dtype=np.int64)
+        chosen = [inputs[i] for i in members]
+        if self._marks is None:
+            return LabelGroup(columns, _EMPTY, tuple(chosen))
+        mark, separator = self._marks.label, self._marks.separator
+        if self.architecture == "bi-encoder-fused":
+            return LabelGroup(columns, np.repeat(mark, len(members)), tuple(chosen))
+        if self.architecture == "decoder-kv":
+            after = _flat((ids, mark) for ids in chosen)
+            return LabelGroup(columns, np.concatenate((separator, after, separator)))
+        before = _flat((mark, ids) for ids in chosen)
+        if self.architecture in ENCODER_DECODERS:
+            around = self.tokenizer.prefix, self.tokenizer.suffix
+            before = np.concatenate((around[0], before, separator, self._fixed.task, around[1]))
+        return LabelGroup(columns, before)
+
+    def _label_inputs(self, worded: Sequence[str]) -> list[Ids]:
+        """Return the inputs of the label encoder."""
+        tokenizer = self._label_tokenizer
+        inputs = [
+            np.concatenate((tokenizer.prefix, ids, tokenizer.suffix)) for ids in tokenizer.encode(worded, first=True)
+        ]
+        for text, ids in zip(worded, inputs, strict=True):
+            if len(ids) > self.folder.positions:
+                raise LabelProblem(_too_long(text, len(ids), self.folder.positions))
+        return inputs
+
+    def _text_room(self) -> int:
+        """Return how many tokens are left for a text, its task and the labels."""
+        if self.architecture == "decoder-kv":
+            return self.max_length - self._fixed.length
+        around = len(self.tokenizer.prefix) + len(self.tokenizer.suffix)
+        own = 0 if self._marks is None or self.architecture in ENCODER_DECODERS else 1  # <<SEP>>
+        return self.max_length - around - own - self._fixed.length
+
+    def _label_room(self) -> int:
+        """Return how many tokens a group of labels may take."""
+        least = min(LEAST_TEXT, self.max_length // 2)
+        if self.architecture in ENCODER_DECODERS:
+            around = len(self.tokenizer.prefix) + len(self.tokenizer.suffix)
+            return self.max_length - around - 1 - len(self._fixed.task)
+        separators = 2 if self.architecture == "decoder-kv" else 0
+        return self._text_room() - len(self._task) - separators - least
+
+    def _compose_fixed(self) -> _Fixed:
+        """Tokenise the task where it is a piece of its own, and the examples. Raises UsageProblem."""
+        reading = self.reading
+        task = examples = _EMPTY
+        if reading.prompt and not self._task_before_text:
+            fused = self.architecture == "bi-encoder-fused"
+            # A fused model reads a space between the task and its labels.
+            space = " " if fused and not reading.prompt[-1].isspace() else ""
+            first = self.architecture == "decoder-kv" or (fused and self.folder.config.prompt_first)
+            task = self.tokenizer.encode([reading.prompt + space], first=first)[0]
+        if reading.examples:
+            examples = self._compose_examples()
+        inside = self.architecture in ENCODER_DECODERS
+        fixed = _Fixed(task, examples, len(examples) + (0 if inside else len(task)))
+        taken = fixed.length + len(self._task)
+        if taken and self.max_length - taken < min(2 * LEAST_TEXT, self.max_length // 2):
+            raise UsageProblem(
+                f"the task and the examples take {taken} tokens; the model reads {self.max_length} in all: "
+                "shorten them, or raise --max-length"
+            )
+        return fixed
+
+    def _compose_examples(self) -> Ids:
+        if self._marks is None:
+            raise UsageProblem("a bi-encoder reads a text by itself, without examples; leave --examples out")
+        if self._marks.example is None:
+            raise UsageProblem(
+                "this model was made without examples (it has no token <<EXAMPLE>>); leave --examples out"
+            )
+        worded = [word_example(example) for example in self.reading.examples]
+        pieces = self.tokenizer.encode(worded, first=False)
+        mark = self._marks.example
+        return np.concatenate((_flat((mark, ids) for ids in pieces), self._marks.separator))
+
+    def _task_length(self, ids: Ids) -> int:
+        """Return how many of the ids of task and text together are the task's."""
+        alone = self._task
+        most = min(len(alone), len(ids))
+        different = np.flatnonzero(alone[:most] != ids[:most])
+        return int(different[0]) if len(different) else most
+
+    def _find_marks(self) -> _Marks:
+        """Find the model's own tokens by id; the reference looks for these names."""
+        config, tokenizer = self.folder.config, self.tokenizer
+        for role in ("class_token_index", "text_token_index"):
+            if tokenizer.token(getattr(config, role)) is None:
+                raise self.folder.unusable(f"the tokenizer has no token {getattr(config, role)}, which is {role}")
+        separator = tokenizer.number("<<SEP>>")
+        example = tokenizer.number("<<EXAMPLE>>")
+        if example is None and tokenizer.token(config.example_token_index) is not None:
+            example = config.example_token_index
+        return _Marks(
+            np.array([config.class_token_index], dtype=np.int64),
+            np.array([config.text_token_index if separator is None else separator], dtype=np.int64),
+            None if example is None else np.array([example], dtype=np.int64),
+        )
+
+
+def combine(composed: Composed, logits: Sequence[Floats], *, multi: bool) -> Floats:
+    """Return the logits (L,) of a text from those of its prompts.
+
+    Orders of the labels are averaged. Of several windows a label of its own (``multi``) takes the best one: something
+    is said somewhere. Where labels compete, windows are averaged: the text as a whole is about something.
+    """
+    if len(composed.prompts) == 1 and len(composed.prompts[0].group.columns) == len(logits[0]):
+        only = logits[0]
+        columns = composed.prompts[0].group.columns
+        ordered = np.empty_like(only)
+        ordered[columns] = only
+        return ordered
+    shape = composed.windows, len(composed.labels.labels)
+    total, count = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    for prompt, values in zip(composed.prompts, logits, strict=True):
+        total[prompt.window, prompt.group.columns] += values
+        count[prompt.window, prompt.group.columns] += 1
+    averaged = total / count
+    best: Floats = averaged.max(axis=0) if multi else averaged.mean(axis=0)
+    return best
+
+
+_EMPTY = np.empty(0, dtype=np.int64)
+
+
+def _flat(pieces: Iterable[tuple[Ids, Ids]]) -> Ids:
+    return np.concatenate([part for pair in pieces for part in pair] or [_EMPTY])
+
+
+def _too_long(name: str, size: int, room: int) -> str:
+    shown = name if len(name) <= 40 else f"{name[:39]}…"
+    return f"label {shown!r} has {size} tokens; labels are never cut, and the model has room for {room}: shorten it"

@@ -1,0 +1,109 @@
+"""From prompts to logits: the same steps whatever computes the parts of the model."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gliclass_cli.backends import Arrays, Backend
+from gliclass_cli.batching import plan_batches
+from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
+from gliclass_cli.composer import PreparedLabels, Prompt
+from gliclass_cli.decoding import Floats
+from gliclass_cli.model_folder import ModelFolder
+from gliclass_cli.tokens import Ids
+
+# Label vectors kept for rows that bring their own labels; one takes about 2 kB.
+_LABEL_CACHE = 16_384
+_LABEL_BATCH_TOKENS = 256
+
+
+class Scorer:
+    """Scores prompts with a backend. A bi-encoder's labels are encoded once, whatever number of texts there is."""
+
+    def __init__(self, folder: ModelFolder, backend: Backend) -> None:
+        """Take a loaded backend."""
+        self._architecture = folder.config.architecture
+        self._pad = folder.pad
+        self.backend = backend
+        self._vectors: OrderedDict[bytes, Floats] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def prepare(self, labels: PreparedLabels) -> PreparedLabels:
+        """Encode labels that are read by themselves; other label sets stay as they are."""
+        if self._architecture not in BI_ENCODERS:
+            return labels
+        inputs = {ids.tobytes(): ids for group in labels.groups for ids in group.inputs}
+        vectors = self._label_vectors(inputs)
+        stacked = [np.stack([vectors[ids.tobytes()] for ids in group.inputs]) for group in labels.groups]
+        groups = [replace(group, vectors=found) for group, found in zip(labels.groups, stacked, strict=True)]
+        return replace(labels, groups=tuple(groups))
+
+    def score(self, prompts: Sequence[Prompt]) -> list[Floats]:
+        """Return for each prompt the logits (C,) of its labels, independent of the other prompts."""
+        inputs = dict(self._padded([prompt.ids for prompt in prompts]))
+        if self._architecture == "bi-encoder":
+            return self._compare(self.backend.run("text", inputs), prompts)
+        if self._architecture == "bi-encoder-fused":
+            inputs |= self._label_arrays(prompts)
+        if self._architecture in ENCODER_DECODERS:
+            names = {"input_ids": "class_input_ids", "attention_mask": "class_attention_mask"}
+            padded = self._padded([prompt.group.ids for prompt in prompts])
+            inputs |= {names[name]: value for name, value in padded.items()}
+        logits = self.backend.run("text", inputs)
+        return [row[: len(prompt.group.columns)] for row, prompt in zip(logits, prompts, strict=True)]
+
+    def batches(self, prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
+        """Return the indices of prompts in batches of similar length, the longest first."""
+        if self.backend.alone:
+            return [[index] for index in range(len(prompts))]
+        apart = self._architecture in ENCODER_DECODERS  # the labels are an input of their own
+        return plan_batches([len(p.ids) + apart * len(p.group.ids) for p in prompts], batch_tokens)
+
+    def _compare(self, vectors: Floats, prompts: Sequence[Prompt]) -> list[Floats]:
+        """Return the logits of texts' vectors (B, D) against their labels' vectors."""
+        if self.backend.product is None:
+            logits = self.backend.run("scorer", {"text": vectors, **self._label_arrays(prompts)})
+            return [row[: len(prompt.group.columns)] for row, prompt in zip(logits, prompts, strict=True)]
+        scale, bias = map(np.float32, self.backend.product)
+        pairs = zip(vectors, prompts, strict=True)
+        return [(prompt.group.vectors @ vector) * scale + bias for vector, prompt in pairs]
+
+    def _label_vectors(self, inputs: dict[bytes, Ids]) -> dict[bytes, Floats]:
+        """Return the vector (D,) of each label input, from the cache or the label encoder."""
+        with self._lock:
+            vectors = {key: self._vectors[key] for key in inputs if key in self._vectors}
+        new = [key for key in inputs if key not in vectors]
+        for batch in plan_batches([len(inputs[key]) for key in new], _LABEL_BATCH_TOKENS):
+            keys = [new[i] for i in batch]
+            output = self.backend.run("label", self._padded([inputs[key] for key in keys]))
+            vectors |= {key: row.copy() for key, row in zip(keys, output, strict=True)}  # not the whole batch
+        with self._lock:
+            for key, vector in vectors.items():
+                self._vectors[key] = vector
+                self._vectors.move_to_end(key)
+            while len(self._vectors) > _LABEL_CACHE:
+                self._vectors.popitem(last=False)
+        return vectors
+
+    def _padded(self, ids: Sequence[Ids]) -> Arrays:
+        """Return ids and mask (B, L) of B inputs, padded to the longest."""
+        lengths = [len(item) for item in ids]
+        padded = np.full((len(ids), max(lengths)), self._pad, dtype=np.int64)
+        for row, item in enumerate(ids):
+            padded[row, : lengths[row]] = item
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        return {"input_ids": padded, "attention_mask": mask}
+
+    def _label_arrays(self, prompts: Sequence[Prompt]) -> dict[str, NDArray[np.generic]]:
+        """Return the label vectors (B, C, D) of B prompts, padded to the most labels, and which are real (B, C)."""
+        counts = [len(prompt.group.columns) for prompt in prompts]
+        size = prompts[0].group.vectors.shape[1]
+        labels = np.zeros((len(prompts), max(counts), size), dtype=np.float32)
+        for row, prompt in enumerate(prompts):
+            labels[row, : counts[row]] = prompt.group.vectors
+        mask = (np.arange(max(counts)) < np.array(counts)[:, None]).astype(np.int64)
+        return {"labels": labels, "label_mask": mask}
