@@ -8,11 +8,13 @@ _gliclass() {
         case "$command $word" in
             "gliclass classify") command="gliclass classify" ;;
             "gliclass tag") command="gliclass tag" ;;
+            "gliclass export") command="gliclass export" ;;
             "gliclass doctor") command="gliclass doctor" ;;
             "gliclass completions") command="gliclass completions" ;;
             "gliclass models") command="gliclass models" ;;
             "gliclass models list") command="gliclass models list" ;;
             "gliclass models info") command="gliclass models info" ;;
+            "gliclass models pull") command="gliclass models pull" ;;
             "gliclass models path") command="gliclass models path" ;;
         esac
     done
@@ -37,9 +39,16 @@ _gliclass() {
         "gliclass classify --on-error") COMPREPLY=($(compgen -W $'record\nskip\nstop' -- "$cur")); return ;;
         "gliclass classify --rejects") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
         "gliclass classify --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
-        "gliclass classify --template") :; return ;;
-        "gliclass classify --max-length") :; return ;;
+        "gliclass classify --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
+        "gliclass classify --device") :; return ;;
+        "gliclass classify --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
         "gliclass classify --threads") :; return ;;
+        "gliclass classify --template") :; return ;;
+        "gliclass classify --prompt") :; return ;;
+        "gliclass classify --examples") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        "gliclass classify --max-length") :; return ;;
+        "gliclass classify --long") COMPREPLY=($(compgen -W $'truncate\nchunk\nerror' -- "$cur")); return ;;
+        "gliclass classify --permutations") :; return ;;
         "gliclass classify --linger") :; return ;;
         "gliclass classify --batch-tokens") :; return ;;
         "gliclass tag -l"|"gliclass tag --label") :; return ;;
@@ -48,20 +57,38 @@ _gliclass() {
         "gliclass tag --top-k") :; return ;;
         "gliclass tag --digits") :; return ;;
         "gliclass tag --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
-        "gliclass tag --template") :; return ;;
-        "gliclass tag --max-length") :; return ;;
+        "gliclass tag --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
+        "gliclass tag --device") :; return ;;
+        "gliclass tag --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
         "gliclass tag --threads") :; return ;;
+        "gliclass tag --template") :; return ;;
+        "gliclass tag --prompt") :; return ;;
+        "gliclass tag --examples") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        "gliclass tag --max-length") :; return ;;
+        "gliclass tag --long") COMPREPLY=($(compgen -W $'truncate\nchunk\nerror' -- "$cur")); return ;;
+        "gliclass tag --permutations") :; return ;;
+        "gliclass export -l"|"gliclass export --label") :; return ;;
+        "gliclass export --labels") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        "gliclass export --sample") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
         "gliclass doctor --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
+        "gliclass doctor --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
+        "gliclass doctor --device") :; return ;;
+        "gliclass doctor --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
+        "gliclass doctor --threads") :; return ;;
+        "gliclass models pull --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
+        "gliclass models pull --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
     esac
     case "$command" in
-        "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\ndoctor\ncompletions\nmodels' -- "$cur")) ;;
-        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--template\n--max-length\n--threads\n--linger\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
-        "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--template\n--max-length\n--threads\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
-        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
+        "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\nexport\ndoctor\ncompletions\nmodels' -- "$cur")) ;;
+        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n-o\n--output\n--output-format\n--select\n--as\n--on-error\n--rejects\n--model\n--backend\n--device\n--precision\n--threads\n--offline\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--linger\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--backend\n--device\n--precision\n--threads\n--offline\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
+        "gliclass export") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--int8\n--sample\n--offline\n--json\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
+        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--backend\n--device\n--precision\n--threads\n--offline\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
         "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
-        "gliclass models") COMPREPLY=($(compgen -W $'-h\n--help\nlist\ninfo\npath' -- "$cur")) ;;
+        "gliclass models") COMPREPLY=($(compgen -W $'-h\n--help\nlist\ninfo\npull\npath' -- "$cur")) ;;
         "gliclass models list") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'' -- "$cur") $(compgen -d -- "$cur")); fi ;;
         "gliclass models info") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--json\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
+        "gliclass models pull") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--backend\n--precision\n--force\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass models path") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
     esac
 }

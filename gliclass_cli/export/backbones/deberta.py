@@ -1,0 +1,245 @@
+"""DeBERTa-v2 and v3 (arXiv 2006.03654, 2111.09543) as transformers' ``DebertaV2Model`` computes them, less its waste.
+
+Disentangled attention adds to the score of query q and key k what depends on their distance q - k:
+
+    Q[q] . K_rel[index(q - k)]  +  K[k] . Q_rel[index(q - k)]
+
+K_rel and Q_rel do not depend on the input: they are projected here, once. A text of L tokens has 2L - 1 distances, so
+that the products are (L, 2L) and not (L, 512); a row of them is moved into its place by reading the flat matrix with
+another row length, which no gather does as fast.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gliclass_cli.errors import ModelUnusable
+from gliclass_cli.export.backbones import Inputs, Part
+from gliclass_cli.export.builder import Builder, Floats
+
+_MASKED = -3e38
+
+
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    """What all layers share: sizes, run-time shapes, the mask, and which relative positions a length needs."""
+
+    heads: int
+    size: int  # of a head
+    scale: float
+    kinds: Sequence[str]
+    rows: str  # (B, L, H, d)
+    seen: str  # (B, 1, 1, L), bool
+    relative: "_Relative | None"
+
+
+@dataclass(frozen=True, slots=True)
+class _Relative:
+    """Indices (2L,) of the relative embeddings by falling and by rising distance, and sizes to move rows by."""
+
+    embeddings: Floats  # (2 * span, D)
+    falling: str
+    rising: str
+    length: str
+    stride: str  # 2L - 1
+
+
+def words(builder: Builder, part: Part, ids: str) -> str:
+    """Return word embeddings (B, L, D)."""
+    return builder.embed(ids, part["embeddings.word_embeddings.weight"])
+
+
+def encode(builder: Builder, part: Part, inputs: Inputs, *, layers: int | None = None) -> list[str]:
+    """Return the states (B, L, D): the embeddings, and those after each layer.
+
+    Raises:
+        ModelUnusable: a variation that is not known: a convolution, or narrower embeddings.
+    """
+    config = part.config
+    if int(config.get("conv_kernel_size") or 0) > 0 or part.get("embeddings.embed_proj.weight") is not None:
+        raise ModelUnusable(
+            "DeBERTa with a convolution or narrow embeddings cannot be exported; --backend torch runs the checkpoint"
+        )
+    hidden, length = int(config["hidden_size"]), builder.shape_of(inputs.words, 1)
+    tokens = _embed(builder, part, inputs, length)
+    by_row = builder.shape(builder.shape_of(inputs.words, 0), length, hidden)
+    states = [builder.add("Reshape", tokens, by_row)]
+    shapes = _shapes(builder, part, inputs, length)
+    for number in range(int(config["num_hidden_layers"]) if layers is None else layers):
+        tokens = _layer(builder, part, f"encoder.layer.{number}", tokens, shapes)
+        states.append(builder.add("Reshape", tokens, by_row))
+    return states
+
+
+def _embed(builder: Builder, part: Part, inputs: Inputs, length: str) -> str:
+    """Return normalised embeddings, flat (N, D); positions and token types only where the model has them."""
+    embedded = inputs.words
+    types = part.get("embeddings.token_type_embeddings.weight")
+    if part.config.get("position_biased_input", True):
+        table = part["embeddings.position_embeddings.weight"]
+        table = table if types is None else table + types[0]
+        embedded = builder.add("Add", embedded, builder.slice(builder.constant(table, "positions"), 0, length, 0))
+    elif types is not None:
+        embedded = builder.add("Add", embedded, builder.constant(types[0], "token_type"))
+    tokens = builder.reshape(embedded, -1, int(part.config["hidden_size"]))
+    return part.layer_norm(builder, tokens, "embeddings.LayerNorm", float(part.config["layer_norm_eps"]))
+
+
+def _shapes(builder: Builder, part: Part, inputs: Inputs, length: str) -> _Shapes:
+    config = part.config
+    heads = int(config["num_attention_heads"])
+    size = int(config.get("attention_head_size") or int(config["hidden_size"]) // heads)
+    kinds = _kinds(config) if config.get("relative_attention") else ()
+    scale = 1 / float(np.sqrt(size * (1 + len(_kinds(config)))))
+    return _Shapes(
+        heads=heads,
+        size=size,
+        scale=scale,
+        kinds=kinds,
+        rows=builder.shape(builder.shape_of(inputs.words, 0), length, heads, size),
+        seen=builder.unsqueeze(builder.cast(inputs.mask, "bool"), 1, 2),
+        relative=_relative(builder, part, length) if kinds else None,
+    )
+
+
+def _kinds(config: Mapping[str, Any]) -> list[str]:
+    """Return which of c2p and p2c a model has; transformers takes a list or a text."""
+    kinds = config.get("pos_att_type") or []
+    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    return [kind for kind in ("c2p", "p2c") if kind in [str(given).strip().lower() for given in kinds]]
+
+
+def _relative(builder: Builder, part: Part, length: str) -> _Relative:
+    """Find the relative embeddings of the distances L - 1 ... -L, and of -(L - 1) ... L."""
+    config = part.config
+    most = int(config.get("max_relative_positions") or -1)
+    most = most if most >= 1 else int(config["max_position_embeddings"])
+    buckets = int(config.get("position_buckets") or -1)
+    span = buckets if buckets > 0 else most
+    embeddings = part["encoder.rel_embeddings.weight"][: 2 * span]
+    norms = [norm.strip() for norm in str(config.get("norm_rel_ebd", "none")).lower().split("|")]
+    if "layer_norm" in norms:
+        embeddings = _normalized(embeddings, part, float(config["layer_norm_eps"]))
+    table = relative_index(span, buckets, most)
+    reach = len(table) // 2
+    one = builder.constant([1])
+    double = builder.add("Add", length, length)
+    steps = builder.range_to(double)
+    start = builder.add("Sub", length, one)
+    rising = builder.add("Sub", steps, start)
+    index = []
+    for distance in (builder.add("Neg", rising), rising):
+        near = builder.add("Clip", distance, builder.constant(np.array(-reach)), builder.constant(np.array(reach)))
+        place = builder.add("Add", near, builder.constant(np.array(reach)))
+        index.append(builder.add("Gather", builder.constant(table, "relative_index"), place))
+    return _Relative(embeddings, index[0], index[1], length, builder.add("Sub", double, one))
+
+
+def relative_index(span: int, buckets: int, most: int) -> NDArray[np.int64]:
+    """Return the row of the relative embeddings for each distance q - k in -R..R; beyond R it stays the same."""
+    reach = 2 * max(span, most, 2)
+    distance = np.arange(-reach, reach + 1)
+    if buckets > 0:
+        middle = buckets // 2
+        near = np.abs(distance) <= middle
+        far = np.where(near, middle, np.abs(distance)).astype(np.float32)
+        ratio = np.log(far / np.float32(middle)) / np.log(np.float32((most - 1) / middle))
+        log = np.ceil((ratio * np.float32(middle - 1)).astype(np.float32)) + middle
+        distance = np.where(near, distance, log * np.sign(distance)).astype(np.int64)
+    return np.clip(distance + span, 0, 2 * span - 1).astype(np.int64)
+
+
+def _normalized(embeddings: Floats, part: Part, epsilon: float) -> Floats:
+    """Apply the encoder's layer norm to the relative embeddings, in float64."""
+    values = embeddings.astype(np.float64)
+    centred = values - values.mean(axis=1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + epsilon)
+    normed: Floats = (scaled * part["encoder.LayerNorm.weight"] + part["encoder.LayerNorm.bias"]).astype(np.float32)
+    return normed
+
+
+def _layer(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes) -> str:
+    """Add one layer to flat tokens (N, D)."""
+    epsilon = float(part.config["layer_norm_eps"])
+    attended = part.linear(builder, _attention(builder, part, name, tokens, shapes), f"{name}.attention.output.dense")
+    middle = part.layer_norm(
+        builder, builder.add("Add", attended, tokens), f"{name}.attention.output.LayerNorm", epsilon
+    )
+    inner = part.linear(builder, middle, f"{name}.intermediate.dense")
+    inner = builder.activation(str(part.config["hidden_act"]), inner)
+    output = part.linear(builder, inner, f"{name}.output.dense")
+    return part.layer_norm(builder, builder.add("Add", output, middle), f"{name}.output.LayerNorm", epsilon)
+
+
+def _attention(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes) -> str:
+    """Return the output of disentangled attention, flat (N, D)."""
+    own = f"{name}.attention.self"
+    query, key, value = (
+        builder.transpose(
+            builder.add("Reshape", part.linear(builder, tokens, f"{own}.{role}_proj"), shapes.rows), 0, 2, 1, 3
+        )
+        for role in ("query", "key", "value")
+    )  # (B, H, L, d)
+    query = builder.add("Mul", query, builder.constant(shapes.scale))
+    masked = builder.constant(_MASKED)
+    if shapes.relative is None:
+        bias = builder.add("Where", shapes.seen, builder.constant(0.0), masked)
+        bias = builder.add("Add", bias, builder.add("Mul", _first_feature(builder, query), builder.constant(0.0)))
+    else:
+        bias = builder.add("Where", shapes.seen, _bias(builder, part, own, query, key, shapes), masked)
+    attended = builder.add("Attention", query, key, value, bias, scale=1.0)  # (B, H, L, d)
+    return builder.reshape(builder.transpose(attended, 0, 2, 1, 3), -1, shapes.heads * shapes.size)
+
+
+def _first_feature(builder: Builder, query: str) -> str:
+    """Return the first feature of each query (B, H, L, 1): a shape to spread a mask over."""
+    return builder.slice(query, 0, 1, 3)
+
+
+def _bias(builder: Builder, part: Part, own: str, query: str, key: str, shapes: _Shapes) -> str:
+    """Return what distances add to the scores (B, H, L, L)."""
+    relative = shapes.relative
+    if relative is None:
+        raise ValueError("no relative positions")
+    found = []
+    if "c2p" in shapes.kinds:
+        table = _projected(part, own, "key", relative.embeddings)
+        found.append(_moved(builder, query, _gathered(builder, table, relative.falling, shapes), relative, shapes))
+    if "p2c" in shapes.kinds:
+        table = _projected(part, own, "query", relative.embeddings) * np.float32(shapes.scale)
+        moved = _moved(builder, key, _gathered(builder, table, relative.rising, shapes), relative, shapes)
+        found.append(builder.transpose(moved, 0, 1, 3, 2))
+    return found[0] if len(found) == 1 else builder.add("Add", *found)
+
+
+def _projected(part: Part, own: str, role: str, embeddings: Floats) -> Floats:
+    """Project relative embeddings (2 * span, D) with the layer's own projection, or with one for positions."""
+    shared = part.config.get("share_att_key")
+    name = f"{own}.{role}_proj" if shared else f"{own}.pos_{role}_proj"
+    bias = part.get(f"{name}.bias")
+    product: Floats = embeddings.astype(np.float64) @ part[f"{name}.weight"].T.astype(np.float64)
+    return (product if bias is None else product + bias).astype(np.float32)
+
+
+def _gathered(builder: Builder, table: Floats, index: str, shapes: _Shapes) -> str:
+    """Return the rows of a projected table that this length needs, as (H, d, 2L)."""
+    stored = table.reshape(len(table), shapes.heads, shapes.size).transpose(1, 2, 0)
+    return builder.add("Gather", builder.constant(np.ascontiguousarray(stored), None), index, axis=2)
+
+
+def _moved(builder: Builder, vectors: str, table: str, relative: _Relative, shapes: _Shapes) -> str:
+    """Multiply (B, H, L, d) by (H, d, 2L), and move row i left by L - 1 - i: (B, H, L, L).
+
+    Entry (i, L - 1 - i + j) of a matrix with 2L columns is number (2L - 1) * i + (L - 1) + j of its flat form: read
+    from L - 1 on with rows of 2L - 1, it is entry (i, j).
+    """
+    product = builder.add("MatMul", vectors, table)  # (B, H, L, 2L)
+    flat = builder.reshape(product, 0, 0, -1)
+    start = builder.add("Sub", relative.length, builder.constant([1]))
+    size = builder.add("Mul", relative.length, relative.stride)
+    rows = builder.slice(flat, start, builder.add("Add", start, size), 2)
+    rows = builder.add("Reshape", rows, builder.shape(0, 0, relative.length, relative.stride))
+    return builder.slice(rows, 0, relative.length, 3)

@@ -1,0 +1,247 @@
+"""Make an ONNX model of a checkpoint: build its graphs, compare them with PyTorch on real text, only then keep it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+
+from gliclass_cli.backends import Backend
+from gliclass_cli.backends.pytorch import TorchBackend
+from gliclass_cli.composer import Composer
+from gliclass_cli.decoding import Decoder, Floats
+from gliclass_cli.errors import ModelUnusable, OutputFailed, UsageProblem
+from gliclass_cli.export.graphs import build_graphs
+from gliclass_cli.labels import LabelSet, make_labels
+from gliclass_cli.loading import open_backend
+from gliclass_cli.model_folder import FORMAT_VERSION, ModelFolder, read_model_folder
+from gliclass_cli.predictions import Choice
+from gliclass_cli.scoring import Scorer
+
+Precision = Literal["fp32", "int8"]
+
+# The largest difference of a logit that float32 sums in another order may make, to a logit of size 1.
+_FP32_TOLERANCE = 1e-3
+# Share of the texts whose best label int8 may not change.
+_INT8_AGREEMENT = 0.9
+# Other processors round float32 differently in the last bit, and int8 makes more of it.
+_CHECK_TOLERANCE = {"fp32": 0.01, "int8": 0.3}
+_CHECK_TEXT = "I was charged twice for my order"
+_CHECK_LABELS = ("billing", "shipping", "praise")
+_CHOICES = {"single": Choice(digits=15), "multi": Choice(multi=True, digits=15)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text and the labels that it is compared on."""
+
+    text: str
+    labels: LabelSet
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """How far an exported model is from its checkpoint, on ``texts`` texts.
+
+    ``logit_difference``: the largest one between PyTorch and the graphs in float32. Of int8 against float32:
+    ``agreement``: share of the texts with the same best label; ``multi_agreement``: share of the labels on the same
+    side of 0.5; ``score_difference``: mean change of a label's score. ``megabytes``: size of the folder.
+    """
+
+    texts: int
+    logits: int
+    precision: str
+    logit_difference: float
+    largest_logit: float
+    agreement: float | None
+    multi_agreement: float | None
+    score_difference: float | None
+    megabytes: float
+
+
+def builtin_sample() -> list[Sample]:
+    """Return texts of different kinds and lengths that are part of the package."""
+    return read_sample(resources.files("gliclass_cli.export").joinpath("sample.jsonl").read_text("utf-8"))
+
+
+def read_sample(lines: str) -> list[Sample]:
+    """Read samples from JSON Lines with ``text`` and ``labels``."""
+    rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
+    return [Sample(row["text"], make_labels(row["labels"])) for row in rows]
+
+
+def export_model(folder: ModelFolder, output: Path, samples: Sequence[Sample], *, precision: Precision) -> ParityReport:
+    """Export a checkpoint to the folder ``output``, which appears when it is whole and agrees with the checkpoint.
+
+    Raises:
+        UsageProblem: ``output`` is there already.
+        ModelUnusable: the checkpoint cannot be exported, or its graphs disagree with PyTorch.
+        OutputFailed: the folder cannot be written.
+    """
+    if output.exists():
+        raise UsageProblem(f"{output}: is there already; name a new folder, or remove it first")
+    if not folder.has_weights:
+        raise folder.unusable("holds no model.safetensors: only checkpoints are exported")
+    backend = TorchBackend(folder, device="cpu", precision="fp32", threads=max(1, torch.get_num_threads()))
+    expected = _all_logits(folder, backend, samples)
+    part = output.with_name(f"{output.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        exported = _write(folder, backend.model, part, "fp32")
+        found = _all_logits(exported, open_backend(exported), samples)
+        report = _compare_fp32(expected, found)
+        if precision == "int8":
+            shutil.rmtree(part)
+            exported = _write(folder, backend.model, part, "int8")
+            report |= _compare_int8(found, _all_logits(exported, open_backend(exported), samples), samples)
+        _complete(exported, report)
+        result = ParityReport(len(samples), sum(map(len, expected)), precision, **report, megabytes=exported.size / 1e6)
+        part.rename(output)
+    except OSError as error:
+        raise OutputFailed(f"{error.filename or part}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return result
+
+
+def _all_logits(folder: ModelFolder, backend: Backend, samples: Sequence[Sample]) -> list[Floats]:
+    """Return the logits of each sample, computed by itself."""
+    composer, scorer = Composer(folder), Scorer(folder, backend)
+    logits = []
+    for sample in samples:
+        prepared = scorer.prepare(composer.labels(sample.labels))
+        [composed] = composer.compose([sample.text], prepared)
+        logits.append(np.concatenate([scorer.score([prompt])[0] for prompt in composed.prompts]))
+    return logits
+
+
+def _compare_fp32(expected: Sequence[Floats], found: Sequence[Floats]) -> dict[str, Any]:
+    """Return the largest difference of a logit. Raises ModelUnusable where it is no rounding."""
+    largest = max(1.0, *(float(np.abs(row).max()) for row in expected))
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
+    if not difference <= _FP32_TOLERANCE * largest:
+        raise ModelUnusable(
+            f"the exported graph disagrees with PyTorch: a logit differs by {difference:.3g} (the largest is "
+            f"{largest:.3g}); nothing was written"
+        )
+    none = dict.fromkeys(("agreement", "multi_agreement", "score_difference"))
+    return {"logit_difference": difference, "largest_logit": largest, **none}
+
+
+def _compare_int8(exact: Sequence[Floats], found: Sequence[Floats], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return how often int8 decides as float32 does. Raises ModelUnusable where it does so too rarely."""
+    pairs = list(zip(exact, found, strict=True))
+    agreement = float(np.mean([a.argmax() == b.argmax() for a, b in pairs]))
+    multi = float(np.mean(np.concatenate([(a >= 0) == (b >= 0) for a, b in pairs])))
+    decoder = Decoder(_CHOICES["single"])
+    scores = float(np.mean(np.concatenate([np.abs(decoder.scores(a) - decoder.scores(b)) for a, b in pairs])))
+    if agreement < _INT8_AGREEMENT:
+        raise ModelUnusable(
+            f"int8 changes the best label of {1 - agreement:.0%} of {len(samples)} texts, more than "
+            f"{1 - _INT8_AGREEMENT:.0%}; nothing was written: export this model without --int8"
+        )
+    return {"agreement": agreement, "multi_agreement": multi, "score_difference": scores}
+
+
+def _write(folder: ModelFolder, model: Any, part: Path, precision: Precision) -> ModelFolder:
+    """Write graphs, tokenizers and configuration, and return the new folder."""
+    part.mkdir(parents=True)
+    weights = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    label_encoder = _configuration(model, "label_encoder")
+    exported = build_graphs(
+        folder.config, weights, _configuration(model, *_ENCODERS), label_encoder, precision=precision
+    )
+    sections = {f"{role}_graph": _save(graph, part / f"{role}.onnx") for role, graph in exported.graphs.items()}
+    shutil.copyfile(folder.tokenizer, part / "tokenizer.json")
+    apart = folder.label_tokenizer != folder.tokenizer
+    if apart:
+        shutil.copyfile(folder.label_tokenizer, part / "label_tokenizer.json")
+    outside = folder.config.architecture == "bi-encoder" and "scorer" not in exported.graphs
+    section: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "name": folder.name,
+        "version": folder.version,
+        "language": list(folder.language),
+        "license": folder.license,
+        "precision": precision,
+        **sections,
+        "tokenizer": "tokenizer.json",
+        **({"label_tokenizer": "label_tokenizer.json"} if apart else {}),
+        "pad_token_id": folder.pad,
+        "max_length": folder.max_length,
+        "label_template": folder.label_template,
+        **({"scorer": {"scale": float(model.logit_scale.detach()), "bias": 0.0}} if outside else {}),
+        "calibration": {"single": {"temperature": 1.0}, "multi": {"temperature": 1.0, "bias": 0.0}},
+        "self_check": {"text": _CHECK_TEXT, "labels": list(_CHECK_LABELS), "logits": [0.0] * 3, "tolerance": 1.0},
+    }
+    _write_config(part, {**folder.config.raw, "onnx": section})
+    return read_model_folder(part)
+
+
+_ENCODERS = ("encoder_model", "encoder_decoder_model", "decoder_model")
+
+
+def _configuration(model: Any, *names: str) -> Mapping[str, Any]:
+    """Return the complete configuration of a backbone, defaults included."""
+    for name in names:
+        if hasattr(model, name):
+            values: Mapping[str, Any] = getattr(model, name).config.to_dict()
+            return values
+    return {}
+
+
+def _save(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    """Write a graph, and return how to run it."""
+    data = graph.SerializeToString(deterministic=True)
+    path.write_bytes(data)
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "inputs": [item.name for item in graph.graph.input],
+        "output": graph.graph.output[0].name,
+    }
+
+
+def _complete(exported: ModelFolder, report: Mapping[str, Any]) -> None:
+    """Add to the configuration what the finished model answers, and how it compares."""
+    sample = Sample(_CHECK_TEXT, make_labels(_CHECK_LABELS))
+    [logits] = _all_logits(exported, open_backend(exported), [sample])
+    config = dict(exported.config.raw)
+    onnx_section = dict(config["onnx"])
+    onnx_section["self_check"] |= {
+        "logits": [round(float(logit), 4) for logit in logits],
+        "tolerance": _CHECK_TOLERANCE[onnx_section["precision"]] * max(1.0, float(np.abs(logits).max())),
+    }
+    onnx_section["parity"] = dict(report)
+    _write_config(exported.path, {**config, "onnx": onnx_section})
+
+
+def _write_config(part: Path, config: Mapping[str, Any]) -> None:
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def report_lines(report: ParityReport) -> list[str]:
+    """Return a report for people."""
+    lines = [
+        f"compared on {report.texts} texts, {report.logits} logits",
+        f"fp32 against PyTorch: largest difference of a logit {report.logit_difference:.2g} "
+        f"(largest logit {report.largest_logit:.3g})",
+    ]
+    if report.agreement is not None and report.multi_agreement is not None and report.score_difference is not None:
+        lines.append(
+            f"int8 against fp32: same best label {report.agreement:.1%}, same side of 0.5 "
+            f"{report.multi_agreement:.1%}, mean change of a score {report.score_difference:.4f}"
+        )
+    return [*lines, f"{report.megabytes:.1f} MB"]
+
+
+def as_dict(report: ParityReport) -> dict[str, Any]:
+    """Return a report as a JSON value."""
+    return asdict(report)
