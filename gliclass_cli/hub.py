@@ -7,6 +7,7 @@ they always mean.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,6 +118,7 @@ def pull(
     Raises:
         ModelUnusable: says what failed, and what to do.
     """
+    _send_no_statistics()
     with _hub_errors(name), _bars(announce is not None):
         choose = _Choice(prefer, precision, torch_installed)
         if offline or (name.revision and _COMMIT.fullmatch(name.revision) and not force):
@@ -140,6 +142,7 @@ def pull(
 
 def pull_tokenizer(name: HubName, *, offline: bool = False) -> Path:
     """Return the ``tokenizer.json`` of a repository, such as a bi-encoder's label encoder. Raises ModelUnusable."""
+    _send_no_statistics()
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(name), _bars(False):
@@ -150,6 +153,7 @@ def pull_tokenizer(name: HubName, *, offline: bool = False) -> Path:
 
 def cached_models() -> list[CachedModel]:
     """Return the GLiClass models in the hub's cache, by name."""
+    _send_no_statistics()
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -225,7 +229,8 @@ def _download(
     config = fetch("config.json")
     wanted = choose.of(files, _read_config(config.parent), name)
     known = [try_to_load_from_cache(name.repository, file, revision=info.sha) for file in wanted]
-    missing = [file for file, path in zip(wanted, known, strict=True) if force or not isinstance(path, str)]
+    pairs = zip(wanted, known, strict=True)
+    missing = [file for file, path in pairs if file != "config.json" and (force or not isinstance(path, str))]
     by_name = {item.rfilename: item for item in info.siblings}
     if announce is not None and missing:
         size = sum(by_name[file].size or 0 for file in missing)
@@ -301,6 +306,11 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _send_no_statistics() -> None:
+    """Tell the hub's library, before it is imported, to send nothing but what a download needs."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
     """Show the hub's progress bars, or not."""
@@ -346,6 +356,8 @@ def _problem(name: HubName, error: Exception) -> str:
         return f"{name} is not in the cache; gliclass models pull {name} downloads it where there is a network"
     if isinstance(error, errors.EntryNotFoundError):
         return f"{name}: the hub has not all files that are needed: {_first_line(error)}"
+    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+        return f"{name}: a file arrived damaged ({_first_line(error)}) and was deleted; try again"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: cannot be written: {error.strerror}"
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -588,7 +588,7 @@ def encoder(backbone: str = "bert", **values: Any) -> dict[str, Any]:
         ({"hidden_size": 20, "scorer_type": "mlp"}, "hidden_size 20"),
         ({"hidden_size": 20, "use_lstm": True}, "and the LSTM"),
         ({"hidden_size": 2**30}, "cannot be built"),
-        ({"dropout": 5.0}, "cannot be built"),
+        ({"dropout": 5.0}, "dropout is 5.0; it must be from 0 to 1"),
     ],
     ids=str,
 )
