@@ -107,15 +107,21 @@ def test_an_exported_model_runs_without_pytorch_and_says_what_it_is(
 
 
 def test_int8_reports_how_often_it_decides_alike(checkpoint: ModelFolder, tmp_path: Path) -> None:
-    try:
-        report = export_model(checkpoint, tmp_path / "out", builtin_sample(), precision="int8")
-    except ModelUnusable as refusal:  # random weights make close calls; a refusal must leave nothing behind
-        assert "int8 changes the best label of" in str(refusal)
-        assert list(tmp_path.iterdir()) == []
-    else:
-        assert report.agreement and report.agreement >= 0.9
-        assert report.multi_agreement and report.score_difference is not None
-        assert Classifier.load(tmp_path / "out").self_check() < 1e-3
+    report = export_model(checkpoint, tmp_path / "out", builtin_sample(), precision="int8")
+    assert report.agreement is not None and report.agreement > 0.8
+    assert report.multi_agreement and report.score_difference is not None
+    folder = read_model_folder(tmp_path / "out")
+    assert folder.onnx and folder.onnx.precision == "int8"
+    assert Classifier.load(tmp_path / "out").self_check() < 1e-3
+
+
+def test_int8_that_decides_otherwise_is_not_kept(
+    checkpoint: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gliclass_cli.export.builder._WEIGHT_LEVELS", 1)  # as if weights had two bits
+    with pytest.raises(ModelUnusable, match=r"int8 changes the best label of \d+% of 127 texts"):
+        export_model(checkpoint, tmp_path / "out", builtin_sample(), precision="int8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_disagrees_is_not_kept(

@@ -597,6 +597,13 @@ def test_what_cannot_be_built(values: dict[str, Any], message: str) -> None:
         build_model(configured(**values))
 
 
+def test_saved_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    save_model(build_model(configured()), tmp_path)
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_code_of_a_checkpoint_is_never_run() -> None:
     with pytest.raises(ModelUnusable, match="never run"):
         configured(encoder_config=encoder(auto_map={"AutoModel": "evil--code.Model"}))

@@ -71,6 +71,7 @@ def save_model(model: GliclassModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, weights, metadata={"format": "pt"})
         config.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        weights.chmod(config.stat().st_mode)  # safetensors lets only the owner read what it writes
         weights.replace(folder / WEIGHTS)
         config.replace(folder / "config.json")
     except (OSError, SafetensorError) as error:
