@@ -2,28 +2,42 @@
 
 Only what is needed to run a model is downloaded: ``config.json``, the tokenizer, and ONNX files or
 ``model.safetensors``. Nothing that can run code ever is. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what
-they always mean.
+they always mean. A model's folder in the cache:
+
+    blobs/DIGEST                 the files
+    blobs/DIGEST.incomplete      what has arrived of one
+    snapshots/COMMIT/FILE        links to them
+    refs/BRANCH                  the commit that a branch or tag was last
+    .no_exist/COMMIT/FILE        empty; a file that a commit is known not to have
 """
 
 import hashlib
 import json
-import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from gliclass_cli.errors import ModelUnusable
 
 Prefer = Literal["onnx", "torch"]
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_PART = r"\w(?:[\w.-]{0,94}\w)?"
+_NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
+_REVISION = re.compile(r"[^\s/.~^:?*\[\\\x00-\x1f\x7f][^\s/~^:?*\[\\\x00-\x1f\x7f]*")  # each part of it, as in git
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
+_CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
 _SMALL = (
-    "config.json",
-    "tokenizer.json",
+    _CONFIG,
+    _TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -39,7 +53,18 @@ _INT8 = tuple(
     for folder in ("onnx/", "")
     for name in ("model_quantized.onnx", "model-int8-quantized.onnx", "model_int8.onnx")
 )
-_SECONDS = 10.0  # to wait for an answer
+_DATA = ("_data", ".data")  # endings of what a large ONNX file keeps beside it
+_ONNX_CONFIG = "onnx/config.json"
+# Every file that choose_files looks for by its name.
+_LOOKED_FOR = (*_SMALL, _WEIGHTS, _INDEX, *_FP32, *_INT8, _ONNX_CONFIG)
+# How the hub's library is to behave while it works for us, where it knows the setting.
+_SETTINGS = {
+    "HF_HUB_DISABLE_TELEMETRY": True,
+    "HF_HUB_DISABLE_SYMLINKS_WARNING": True,
+    # Else it moves files to a folder that all models share, outside of the model's own, where no link may lead.
+    "HF_HUB_DISABLE_SHARED_BLOBS": True,
+}
+_BUSY = (408, 429, *range(500, 600))  # answers of a server that may well do better in a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +80,7 @@ class HubName:
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A GLiClass model in the hub's cache; ``revision`` is its commit, ``size`` in bytes."""
+    """A GLiClass model in the hub's cache: ``name`` finds it again; ``revision`` is its commit, ``size`` in bytes."""
 
     name: str
     revision: str
@@ -66,15 +91,23 @@ class CachedModel:
 def parse_hub_name(name: str) -> HubName | None:
     """Return the repository of ``org/name`` or ``org/name@revision``; None for what is no such name, like a path."""
     repository, at, revision = name.partition("@")
-    if not _NAME.fullmatch(repository) or ".." in repository or (at and not revision):
+    if not _NAME.fullmatch(repository) or re.search(r"\.\.|--|\.git$", repository):
+        return None
+    if at and (".." in revision or not all(_REVISION.fullmatch(part) for part in revision.split("/"))):
         return None
     return HubName(repository, revision or None)
 
 
 def choose_files(
-    files: Sequence[str], *, prefer: Prefer, precision: str, torch_installed: bool, has_onnx_section: bool, name: str
+    files: Sequence[str],
+    *,
+    prefer: Prefer,
+    precision: str,
+    torch_installed: bool,
+    has_onnx_section: bool,
+    name: str = "ORG/NAME",
 ) -> tuple[str, ...]:
-    """Return which files of a repository are needed.
+    """Return which files of a repository are needed; ``name`` is what messages call it.
 
     Raises:
         ModelUnusable: nothing here can run the model, or its weights are in files that could run code.
@@ -82,23 +115,12 @@ def choose_files(
     small = tuple(file for file in _SMALL if file in files)
     weights = _weights(files)
     onnx = _onnx(files, precision, has_onnx_section)
-    if onnx and (prefer == "onnx" or has_onnx_section):
+    only_onnx = has_onnx_section or precision == "int8"
+    if onnx and (prefer == "onnx" or only_onnx):
         return (*small, *onnx)
-    if weights and (torch_installed or prefer == "torch"):
+    if weights and not only_onnx and (torch_installed or prefer == "torch"):
         return (*small, *weights)
-    if weights:
-        raise ModelUnusable(
-            f"{name} ships no ONNX file{'' if precision == 'auto' else f' in {precision}'}, and PyTorch is not "
-            "installed: pip install 'gliclass-cli[torch]' to run it; or make an ONNX model of it, here or on another "
-            f"machine, after pip install 'gliclass-cli[torch,export]': gliclass export {name} FOLDER"
-        )
-    pickles = [file for file in files if file.endswith(_PICKLES)]
-    if pickles:
-        raise ModelUnusable(
-            f"{name} has its weights as {pickles[0]} only: such files can run code and are never loaded; ask its "
-            "author for model.safetensors"
-        )
-    raise ModelUnusable(f"{name} has no {'model.safetensors' if prefer == 'torch' else 'weights that can be run'}")
+    raise ModelUnusable(_why_unusable(files, prefer, precision, torch_installed, name))
 
 
 def pull(
@@ -108,52 +130,43 @@ def pull(
     precision: str = "auto",
     torch_installed: bool,
     offline: bool = False,
+    progress: bool = False,
     announce: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> Path:
     """Return a model's folder in the cache, after downloading what is missing.
 
-    ``announce`` is told before something is downloaded, and then bars show the progress.
+    ``announce`` is told before something is downloaded; with it or with ``progress`` bars show how far, on a terminal.
+    ``force`` downloads again what is there. Without a network, the commit that a branch was last will do.
 
     Raises:
         ModelUnusable: says what failed, and what to do.
     """
-    _send_no_statistics()
-    with _hub_errors(name), _bars(announce is not None):
-        choose = _Choice(prefer, precision, torch_installed)
-        if offline or (name.revision and _COMMIT.fullmatch(name.revision) and not force):
-            folder = _cached(name, choose)
-            if folder is not None:
-                return folder
-            if offline or _forced_offline():
-                raise ModelUnusable(
-                    f"{name} is not in the cache, or not all that is needed of it; gliclass models pull {name} "
-                    "downloads it where there is a network (HF_HOME says where the cache is)"
-                )
-        try:
-            info = _describe(name)
-        except Exception as error:
-            folder = None if not _is_network(error) or force else _cached(name, choose)
-            if folder is None:
-                raise
-            return folder
-        return _download(name, info, choose, announce, force=force)
+    choose = _Choice(name, prefer, precision, torch_installed)
+    with _library(name, bars=progress or announce is not None):
+        folder = _obtain(name, choose.cached, partial(_download, choose, announce, force), offline, force)
+    if folder is None:
+        raise ModelUnusable(
+            f"{name} is not in the cache ({_cache()}; HF_HOME says where), or not all that is needed of it; run "
+            f"gliclass models pull {name} with a network first"
+        )
+    return folder
 
 
 def pull_tokenizer(name: HubName, *, offline: bool = False) -> Path:
     """Return the ``tokenizer.json`` of a repository, such as a bi-encoder's label encoder. Raises ModelUnusable."""
-    _send_no_statistics()
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(name), _bars(False):
-        return Path(
-            hf_hub_download(name.repository, "tokenizer.json", revision=name.revision, local_files_only=offline)
+    with _library(name):
+        path = _obtain(name, lambda sure: _cached_file(name, _TOKENIZER), partial(_download_tokenizer, name), offline)
+    if path is None:
+        raise ModelUnusable(
+            f"{_TOKENIZER} of {name} is not in the cache ({_cache()}; HF_HOME says where); run the same once with a "
+            "network, and it will be"
         )
+    return path
 
 
 def cached_models() -> list[CachedModel]:
-    """Return the GLiClass models in the hub's cache, by name."""
-    _send_no_statistics()
+    """Return the GLiClass models in the hub's cache that are whole, by name. Raises ModelUnusable."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -161,84 +174,228 @@ def cached_models() -> list[CachedModel]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return []
+    except (OSError, ValueError) as error:
+        raise ModelUnusable(f"the cache of the Hugging Face hub cannot be read: {error}") from error
     found = [
-        CachedModel(repository.repo_id, revision.commit_hash, revision.snapshot_path, revision.size_on_disk)
+        CachedModel(_name(repository.repo_id, revision), revision.commit_hash, path, revision.size_on_disk)
         for repository in repositories
         if repository.repo_type == "model"
         for revision in repository.revisions
-        if _read_config(revision.snapshot_path).get("model_type") == "GLiClass"
+        if _read_json((path := revision.snapshot_path) / _CONFIG).get("model_type") == "GLiClass"
+        and _Choice(HubName(repository.repo_id), "onnx", "auto", True).whole(path) is not None
     ]
-    latest = {model.name: model for model in found}
-    return [latest[name] for name in sorted(latest)]
+    return sorted(found, key=lambda model: model.name)
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """What is wanted of a repository."""
 
+    name: HubName
     prefer: Prefer
     precision: str
     torch_installed: bool
 
-    def of(self, files: Sequence[str], config: Mapping[str, Any], name: HubName) -> tuple[str, ...]:
+    def of(self, files: Sequence[str], config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the files that are needed. Raises ModelUnusable."""
+        exported = isinstance(config.get("onnx"), dict)
+        if not exported and config.get("architecture_type", "uni-encoder") != "uni-encoder":
+            files = [file for file in files if not file.endswith(".onnx")]  # others' ones are run of uni-encoders only
         return choose_files(
             files,
             prefer=self.prefer,
             precision=self.precision,
             torch_installed=self.torch_installed,
-            has_onnx_section=isinstance(config.get("onnx"), dict),
-            name=str(name),
+            has_onnx_section=exported,
+            name=str(self.name),
         )
+
+    def cached(self, sure: bool) -> Path | None:
+        """Return the folder of a model that is in the cache, or None."""
+        config = _cached_file(self.name, _CONFIG)
+        return None if config is None else self.whole(config.parent, sure=sure)
+
+    def whole(self, folder: Path, *, sure: bool = False) -> Path | None:
+        """Return the folder if it holds a model that can be run; ``sure``: and the repository has no better files."""
+        held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        absent = _absent(folder)
+        unknown = [file for file in _LOOKED_FOR if sure and file not in held and not (absent / file).exists()]
+        try:
+            wanted = self.of([*held, *unknown], _read_json(folder / _CONFIG))
+        except ModelUnusable:
+            return None
+        whole = _TOKENIZER in held and set(wanted) <= set(held) and _lacking(folder, wanted) is None
+        return folder if whole else None
 
 
 def _weights(files: Sequence[str]) -> tuple[str, ...]:
     if _WEIGHTS in files:
         return (_WEIGHTS,)
-    return (_INDEX, *(file for file in files if _SHARD.fullmatch(file))) if _INDEX in files else ()
+    shards = tuple(sorted(file for file in files if _SHARD.fullmatch(file)))
+    return (_INDEX, *shards) if _INDEX in files and shards else ()
 
 
 def _onnx(files: Sequence[str], precision: str, has_onnx_section: bool) -> tuple[str, ...]:
-    """Return the ONNX files: all of a model exported by us, or one that others published, with its data."""
+    """Return the ONNX files: all of a model exported by us, or one that others published, with what belongs to it."""
     if has_onnx_section:
-        return tuple(file for file in files if file.endswith(".onnx") and "/" not in file)
+        return tuple(sorted(file for file in files if file.endswith(".onnx") and "/" not in file))
     wanted = {"auto": (*_FP32, *_INT8), "fp32": _FP32, "int8": _INT8}.get(precision, ())
     found = next((file for file in wanted if file in files), None)
-    return () if found is None else tuple(file for file in (found, f"{found}_data") if file in files)
+    if found is None:
+        return ()
+    beside = (*(f"{found}{ending}" for ending in _DATA), *((_ONNX_CONFIG,) if found.startswith("onnx/") else ()))
+    return (found, *(file for file in beside if file in files))
+
+
+def _why_unusable(files: Sequence[str], prefer: Prefer, precision: str, torch_installed: bool, name: str) -> str:
+    """Return why nothing was chosen, and what to do."""
+    if not _weights(files):
+        pickles = sorted(file for file in files if file.endswith(_PICKLES))
+        if pickles:
+            return (
+                f"{name} has its weights in pickle files only ({pickles[0]}): such files can run code and are never "
+                f"loaded; ask its author for {_WEIGHTS}"
+            )
+        return f"{name} has no {_WEIGHTS if prefer == 'torch' else f'{_WEIGHTS} and no ONNX file'}"
+    problem = f"{name} ships no ONNX file that can be run{'' if precision == 'auto' else f' in {precision}'}"
+    export = f"gliclass export {name} FOLDER{' --int8' if precision == 'int8' else ''}"
+    make = f"{export} makes one of it, here or on another machine, after pip install 'gliclass-cli[torch,export]'"
+    if torch_installed:
+        return f"{problem}; {make}"
+    run = "" if precision == "int8" else "pip install 'gliclass-cli[torch]' to run it; or "
+    return f"{problem}, and PyTorch is not installed: {run}{make}"
+
+
+def _obtain(
+    name: HubName,
+    cached: Callable[[bool], Path | None],
+    download: Callable[[Any], Path],
+    offline: bool,
+    force: bool = False,
+) -> Path | None:
+    """Return what is in the cache, where that will do, or download it; None offline, where it is not there."""
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        if force:
+            raise ModelUnusable(f"{name} cannot be downloaded again without the network (HF_HUB_OFFLINE, --offline)")
+        return cached(False)
+    if name.revision and _COMMIT.fullmatch(name.revision) and not force and (found := cached(True)) is not None:
+        return found
+    try:
+        info = _describe(name)
+    except Exception as error:
+        found = None if force or not _is_network(error) else cached(False)
+        if found is None:
+            raise
+        return found
+    return download(info)
 
 
 def _describe(name: HubName) -> Any:
     """Ask the hub for the commit of a revision, and for its files with their sizes and digests."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    return HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=_SECONDS)
+    if parse_hub_name(str(name)) != name:  # parts of it become paths
+        raise ModelUnusable(f"{name} is no name of a hub model: ORG/NAME or ORG/NAME@REVISION")
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=timeout)
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise ModelUnusable(f"{name}: {constants.ENDPOINT} answers, but names no commit; check HF_ENDPOINT")
+    return info
 
 
-def _download(
-    name: HubName, info: Any, choose: _Choice, announce: Callable[[str], None] | None, *, force: bool
-) -> Path:
-    """Download what is missing of a commit, check it, and return its folder."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+def _download(choose: _Choice, announce: Callable[[str], None] | None, force: bool, info: Any) -> Path:
+    """Download what is missing of a commit, and return its folder."""
+    name, items = choose.name, {item.rfilename: item for item in info.siblings or ()}
+    if _CONFIG not in items:
+        raise ModelUnusable(f"{name} has no {_CONFIG}: it is no GLiClass model")
+    folder = _fetch(name, info.sha, items[_CONFIG], force=force).parent
+    config = _read_json(folder / _CONFIG)
+    if (kind := config.get("model_type", "GLiClass")) != "GLiClass":
+        raise ModelUnusable(f"{name} is no GLiClass model: its {_CONFIG} says model_type {str(kind)[:50]!r}")
+    wanted = choose.of(list(items), config)
+    missing = [items[file] for file in wanted if file != _CONFIG and (force or not (folder / file).is_file())]
+    if announce is not None and (new := [item for item in missing if force or not _blob(name, item).exists()]):
+        size = sum(item.size or 0 for item in new)
+        files = "1 file" if len(new) == 1 else f"{len(new)} files"
+        announce(f"downloading {name} from the Hugging Face hub: {files}, {size / 1e6:.1f} MB")
+    for item in missing:
+        _fetch(name, info.sha, item, force=force)
+    if (lacking := _lacking(folder, wanted)) is not None:
+        raise ModelUnusable(f"{name} is not whole: the hub has no {lacking}, which other files of it name")
+    _remember(name, folder)
+    _note_absent(folder, items)
+    return folder
 
-    files = [item.rfilename for item in info.siblings or ()]
-    if "config.json" not in files:
-        raise ModelUnusable(f"{name} has no config.json: it is no GLiClass model")
 
-    def fetch(file: str) -> Path:
-        return Path(hf_hub_download(name.repository, file, revision=info.sha, force_download=force))
+def _download_tokenizer(name: HubName, info: Any) -> Path:
+    for item in info.siblings or ():
+        if item.rfilename == _TOKENIZER:
+            path = _fetch(name, info.sha, item)
+            _remember(name, path.parent)
+            return path
+    raise ModelUnusable(f"{name} has no {_TOKENIZER} on the hub")
 
-    config = fetch("config.json")
-    wanted = choose.of(files, _read_config(config.parent), name)
-    known = [try_to_load_from_cache(name.repository, file, revision=info.sha) for file in wanted]
-    pairs = zip(wanted, known, strict=True)
-    missing = [file for file, path in pairs if file != "config.json" and (force or not isinstance(path, str))]
-    by_name = {item.rfilename: item for item in info.siblings}
-    if announce is not None and missing:
-        size = sum(by_name[file].size or 0 for file in missing)
-        announce(f"downloading {name} from the Hugging Face hub: {len(missing)} files, {size / 1e6:.1f} MB")
-    for file in missing:
-        _check(fetch(file), by_name[file], name)
-    _remember(name, info.sha, config.parent)
-    return config.parent
+
+def _fetch(name: HubName, commit: str, item: Any, *, force: bool = False) -> Path:
+    """Return a file of a commit in the cache; what is not there yet is downloaded and checked."""
+    from huggingface_hub import hf_hub_download
+
+    blob = _blob(name, item)
+    checked = blob.exists() and not force
+    if not checked and item.lfs is not None and _fetch_large(name, commit, item, blob, force):
+        checked, force = True, False
+        if (old := _cached_file(HubName(name.repository, commit), item.rfilename)) is not None:
+            old.unlink()  # a copy, where the disk has no links
+    path = Path(hf_hub_download(name.repository, item.rfilename, revision=commit, force_download=force))
+    if not checked:
+        _check(path, item, name)
+    return path
+
+
+def _fetch_large(name: HubName, commit: str, item: Any, blob: Path, force: bool) -> bool:
+    """Download a file into the blobs, going on where an earlier call broke: the library begins anew, since its 2.0.
+
+    False for what is left to the library: a file that comes in chunks of their own (xet), or under another digest.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(name.repository, item.rfilename, revision=commit)
+    metadata = get_hf_file_metadata(url)
+    if not item.size or metadata.etag != blob.name or not _DIGEST.fullmatch(blob.name) or _comes_by_xet(metadata):
+        return False
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"  # the library's own
+    for path in (blob, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{blob.name}.incomplete")
+    with WeakFileLock(lock):
+        if blob.exists() and not force:
+            return True  # another process was faster
+        with part.open("ab") as file:
+            if file.tell() > item.size:
+                file.truncate(0)
+                file.seek(0)
+            http_get(
+                url,
+                file,
+                resume_size=file.tell(),
+                headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+                expected_size=item.size,
+                displayed_filename=item.rfilename,
+            )
+        _check(part, item, name)
+        part.replace(blob)
+    return True
+
+
+def _comes_by_xet(metadata: Any) -> bool:
+    from huggingface_hub import constants
+
+    offered = getattr(metadata, "xet_file_data", None) is not None
+    return offered and not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 
 def _check(path: Path, item: Any, name: HubName) -> None:
@@ -248,53 +405,88 @@ def _check(path: Path, item: Any, name: HubName) -> None:
     if item.size is not None and size != item.size:
         problem = f"it has {size} bytes, not {item.size}"
     elif item.lfs is not None:
-        digest = item.lfs["sha256"] if isinstance(item.lfs, dict) else item.lfs.sha256
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            if hashlib.file_digest(file, "sha256").hexdigest() != item.lfs.sha256:
                 problem = "its SHA-256 is not the one that the hub names"
     if problem is not None:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _delete(path)
         raise ModelUnusable(f"{name}: {item.rfilename} arrived damaged ({problem}) and was deleted; try again")
 
 
-def _remember(name: HubName, commit: str, snapshot: Path) -> None:
-    """Note which commit a branch or tag is, as the hub's own downloads do, so that it is found without a network."""
-    revision = name.revision or "main"
-    if not _COMMIT.fullmatch(revision) and ".." not in PurePosixPath(revision).parts:
-        reference = snapshot.parents[1] / "refs" / revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(commit, encoding="utf-8")
+def _delete(path: Path) -> None:
+    """Delete a file, and all links on the way to it."""
+    while True:
+        target = path.parent / path.readlink() if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        if target is None:
+            return
+        path = target
 
 
-def _cached(name: HubName, choose: _Choice) -> Path | None:
-    """Return the folder of a model that is whole in the cache, or None."""
+def _remember(name: HubName, folder: Path) -> None:
+    """Note which commit a branch or tag is, as the library does, so that it is found without a network."""
+    revision, commit = name.revision or "main", folder.name
+    if _COMMIT.fullmatch(revision):
+        return
+    reference = folder.parents[1] / "refs" / revision
+    with suppress(OSError):  # a cache that cannot be written serves all the same
+        if not reference.is_file() or reference.read_text(encoding="utf-8") != commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            new = reference.with_name(f"{reference.name}.tmp")
+            new.write_text(commit, encoding="utf-8")
+            new.replace(reference)
+
+
+def _note_absent(folder: Path, files: Mapping[str, Any]) -> None:
+    """Note what a commit does not have, as the library does, so that a pinned one need not be asked about again."""
+    with suppress(OSError):
+        for file in _LOOKED_FOR:
+            if file not in files:
+                note = _absent(folder) / file
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
+
+
+def _absent(folder: Path) -> Path:
+    return folder.parents[1] / ".no_exist" / folder.name
+
+
+def _cached_file(name: HubName, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(name.repository, "config.json", revision=name.revision or "main")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    try:
-        wanted = choose.of(files, _read_config(folder), name)
-    except ModelUnusable:
-        return None
-    return folder if _is_whole(folder, wanted) else None
+    path = try_to_load_from_cache(name.repository, file, revision=name.revision or "main")
+    return Path(path) if isinstance(path, str) else None
 
 
-def _is_whole(folder: Path, wanted: Sequence[str]) -> bool:
-    """Tell whether a tokenizer and all shards that an index names are there."""
-    if "tokenizer.json" not in wanted:
-        return False
-    if _INDEX not in wanted:
-        return True
-    shards = _read_json(folder / _INDEX).get("weight_map", {})
-    return isinstance(shards, dict) and all((folder / str(shard)).is_file() for shard in shards.values())
+def _blob(name: HubName, item: Any) -> Path:
+    """Return where the library keeps a file's content."""
+    digest = item.lfs.sha256 if item.lfs is not None else item.blob_id
+    return _cache() / f"models--{name.repository.replace('/', '--')}" / "blobs" / Path(str(digest)).name
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    return _read_json(folder / "config.json")
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _name(repository: str, revision: Any) -> str:
+    """Return the name under which a revision in the cache is found without a network."""
+    if "main" in revision.refs:
+        return repository
+    return f"{repository}@{min(revision.refs, default=revision.commit_hash)}"
+
+
+def _lacking(folder: Path, wanted: Sequence[str]) -> str | None:
+    """Return a shard or graph that files of a folder name, but that is not there."""
+    named: list[Any] = []
+    if _INDEX in wanted:
+        shards = _read_json(folder / _INDEX).get("weight_map")
+        named += shards.values() if isinstance(shards, dict) else []
+    section = _read_json(folder / _CONFIG).get("onnx")
+    if isinstance(section, dict):
+        named += [graph.get("file") for graph in section.values() if isinstance(graph, dict)]
+    return next((file for file in named if isinstance(file, str) and not (folder / file).is_file()), None)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -306,90 +498,120 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _send_no_statistics() -> None:
-    """Tell the hub's library, before it is imported, to send nothing but what a download needs."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+@contextmanager
+def _library(name: HubName, *, bars: bool = False) -> Iterator[None]:
+    """Use the hub's library: quietly, and with its errors turned into ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _settings(), _bars(bars):
+            try:
+                yield
+            except ModelUnusable:
+                raise
+            except Exception as error:
+                raise ModelUnusable(_problem(name, error)) from error
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Show the hub's progress bars, or not."""
+def _settings() -> Iterator[None]:
+    """Have the library send no telemetry and write no warnings; a user who asks for its log gets it."""
     import logging as levels
 
+    from huggingface_hub import constants
     from huggingface_hub.utils import logging
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    before, level = are_progress_bars_disabled(), logging.get_verbosity()
-    (enable_progress_bars if shown else disable_progress_bars)()
-    logging.set_verbosity(levels.ERROR)
+    before = {setting: getattr(constants, setting) for setting in _SETTINGS if hasattr(constants, setting)}
+    level = logging.get_verbosity()
+    for setting in before:
+        setattr(constants, setting, _SETTINGS[setting])
+    if level == levels.WARNING:
+        logging.set_verbosity(levels.ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        (disable_progress_bars if before else enable_progress_bars)()
+        for setting, value in before.items():
+            setattr(constants, setting, value)
 
 
 @contextmanager
-def _hub_errors(name: HubName) -> Iterator[None]:
-    """Turn what the hub's library raises into our error, which says what to do."""
+def _bars(shown: bool) -> Iterator[None]:
+    """Show the library's progress bars, or not; HF_HUB_DISABLE_PROGRESS_BARS goes first."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
+        yield
+        return
+    group = "huggingface_hub"
+    before = not are_progress_bars_disabled(group)
+    (enable_progress_bars if shown else disable_progress_bars)(group)
     try:
         yield
-    except ModelUnusable:
-        raise
-    except Exception as error:
-        raise ModelUnusable(_problem(name, error)) from error
+    finally:
+        (enable_progress_bars if before else disable_progress_bars)(group)
 
 
-def _problem(name: HubName, error: Exception) -> str:
-    from huggingface_hub import errors
+def _problem(name: HubName, error: BaseException) -> str:
+    """Return what went wrong, and what to do."""
+    from huggingface_hub import constants, errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and error.__cause__ is not None:
+        return _problem(name, error.__cause__)  # nothing in the cache, because ...
+    status, line = _status(error), _first_line(error)
+    page = f"{constants.ENDPOINT}/{name.repository}"
     if isinstance(error, errors.GatedRepoError):
-        return f"{name}: its authors want to know who you are: accept the terms on its page and set HF_TOKEN"
+        return f"{name} is gated: accept its licence on {page}, and set HF_TOKEN to a token of your account"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{name.repository} has no revision {name.revision or 'main'}"
-    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{name.repository} has no revision {name.revision or 'main'}; {page} lists its branches and tags"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{name}: the hub has not all files that are needed: {line}"
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
         return (
             f"no model {name.repository!r}: there is no such folder, and the Hugging Face hub knows no such model "
             "(a private one needs HF_TOKEN)"
         )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{name} is not in the cache; gliclass models pull {name} downloads it where there is a network"
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{name}: the hub has not all files that are needed: {_first_line(error)}"
-    if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return f"{name}: a file arrived damaged ({_first_line(error)}) and was deleted; try again"
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename}: cannot be written: {error.strerror}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"{name}: the hub refuses access ({status}); check HF_TOKEN"
-    if _is_network(error):
-        problem = _first_line(error)
         return (
-            f"{name}: the hub cannot be reached, or the connection broke ({problem}); what is there is kept: try again"
+            f"{name}: the hub refuses access ({line}); set HF_TOKEN to a token that may read it, and accept the "
+            f"licence on {page} if it has one"
         )
-    return f"{name}: download failed: {type(error).__name__}: {_first_line(error)}"
+    if _is_network(error):
+        return (
+            f"{name}: the hub ({constants.ENDPOINT}) cannot be reached, or the connection broke ({line}); what has "
+            "arrived is kept: try again"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        place = error.filename or constants.HF_HUB_CACHE
+        return f"{place}: cannot be written: {error.strerror}; HF_HOME moves the cache to another disk"
+    xet = "xet" in f"{type(error).__module__} {line}".lower()
+    otherwise = ", or without xet: HF_HUB_DISABLE_XET=1" if xet else ""
+    return f"{name}: the download failed ({line}); what has arrived is kept: try again{otherwise}"
 
 
 def _is_network(error: BaseException) -> bool:
     """Tell whether an error, or what caused it, is one of the network or of the server's state."""
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.OfflineModeIsEnabled) or (status is not None and status >= 500):
-        return True
+    if (status := _status(error)) is not None:
+        return status in _BUSY
     if isinstance(error, errors.HfHubHTTPError):
         return False
+    if isinstance(error, json.JSONDecodeError):
+        return True  # a page that asks one to log in to a network answers instead of the hub
+    # Transports of the library's versions: requests, httpx, httpx2.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     network = {"TransportError", "ConnectionError", "Timeout", "TimeoutError", "RequestException", "HTTPError"}
     return bool(kinds & network) or (error.__cause__ is not None and _is_network(error.__cause__))
 
 
-def _forced_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of the answer that an error tells of."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an error's text, without the secrets that signed addresses carry."""
+    lines = str(error).strip().splitlines()
+    return _QUERY.sub(r"\1", lines[0])[:300] if lines else type(error).__name__

@@ -220,6 +220,13 @@ def only_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def another_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"] += [*([f"▁more{n}", 0.0] for n in range(2000)), ["▁text", 0.0]]
+    path.write_text(json.dumps(content))
+
+
 def cut_weights(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -234,6 +241,7 @@ def cut_weights(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors and no ONNX file"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json: not a tokenizer"),
+        (another_tokenizer, "a token beyond the model's vocabulary; is tokenizer.json that of this model?"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not JSON"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (change_config(architecture_type="mystery"), 'architecture_type is "mystery"; known are uni-encoder'),

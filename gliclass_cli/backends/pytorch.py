@@ -26,6 +26,7 @@ class TorchBackend:
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
         self.model = load_model(folder.path, folder.config, device=str(self._device), dtype=dtype)
+        self._path = folder.path
         self._architecture = folder.config.architecture
         self.batch_tokens = _CPU_TOKENS if self._device.type == "cpu" else _CUDA_TOKENS
         self.workers = 1
@@ -50,6 +51,12 @@ class TorchBackend:
                 ) from error
             torch.cuda.empty_cache()
             return self._by_halves(part, inputs, rows // 2)
+        except (IndexError, RuntimeError) as error:
+            shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in inputs.items())
+            problem = str(error).splitlines()[0]
+            if isinstance(error, IndexError):
+                problem = "a token beyond the model's vocabulary; is tokenizer.json that of this model?"
+            raise ModelUnusable(f"{self._path}: PyTorch cannot run it on {shapes}: {problem}") from error
         return output
 
     def _by_halves(self, part: Part, inputs: Arrays, first: int) -> Floats:
