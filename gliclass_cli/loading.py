@@ -1,5 +1,6 @@
 """Finds a model by its name, and the backend that runs it."""
 
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,15 @@ def torch_installed() -> bool:
     return find_spec("torch") is not None and find_spec("transformers") is not None
 
 
+def devices() -> list[str]:
+    """Return what can compute here: the CPU, and the CUDA devices that PyTorch finds."""
+    if not (_CUDA_DRIVER.exists() and torch_installed()):
+        return ["cpu"]
+    from gliclass_cli.backends.pytorch import cuda_devices
+
+    return ["cpu", *cuda_devices()]
+
+
 def open_folder(name: str, runtime: Runtime | None = None) -> ModelFolder:
     """Find ``default``, a folder, or a model of the Hugging Face hub (``org/name``, ``org/name@revision``).
 
@@ -30,7 +40,7 @@ def open_folder(name: str, runtime: Runtime | None = None) -> ModelFolder:
         ModelUnusable: there is no such model, or it cannot be run.
     """
     runtime = runtime or Runtime()
-    path, offline = find_model(name), True
+    path, offline, hub_name = find_model(name), True, None
     if path is None:
         hub_name = parse_hub_name(name)
         if hub_name is None:
@@ -40,7 +50,11 @@ def open_folder(name: str, runtime: Runtime | None = None) -> ModelFolder:
             )
         path, offline = pull_model(hub_name, runtime), runtime.offline
     tokenizer = partial(_hub_tokenizer, offline=offline)
-    return read_model_folder(path, precision=runtime.precision, find_tokenizer=tokenizer)
+    folder = read_model_folder(path, precision=runtime.precision, find_tokenizer=tokenizer)
+    if hub_name is None or folder.version:
+        return folder
+    # Its folder in the cache has the name of a commit.
+    return replace(folder, name=hub_name.repository, version=path.name[:8])
 
 
 def pull_model(name: HubName, runtime: Runtime, *, force: bool = False) -> Path:

@@ -750,6 +750,7 @@ def test_doctor(tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     assert (result.exit_code, report["ready"]) == (0, True)
     assert report["cores"] >= 1
+    assert report["devices"].startswith("cpu")
     assert "ready" in gliclass("doctor").stdout
     folder = shutil.copytree(report["model"].rsplit(" in ", 1)[1], tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

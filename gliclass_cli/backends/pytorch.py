@@ -88,6 +88,12 @@ class TorchBackend:
         return tensor.to(self._device)
 
 
+def cuda_devices() -> list[str]:
+    """Return the CUDA devices that PyTorch finds, each with its name."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(count)]
+
+
 def _choose_device(name: str) -> torch.device:
     """Return the device that the user asked for, CUDA by itself where there is one."""
     if name == "auto":

@@ -31,6 +31,7 @@ def doctor(options: DoctorOptions) -> None:
     """
     from gliclass_cli import __version__
     from gliclass_cli.cores import available_cores
+    from gliclass_cli.loading import devices
 
     report: dict[str, Any] = {
         "gliclass": __version__,
@@ -39,6 +40,7 @@ def doctor(options: DoctorOptions) -> None:
         **{name: _version(name) or "MISSING" for name in _LIBRARIES},
         **{name: _version(name) or "not installed (optional)" for name in _OPTIONAL},
         "cores": available_cores(),
+        "devices": ", ".join(devices()),
     }
     try:
         report |= _check_model(options)

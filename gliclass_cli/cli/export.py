@@ -63,6 +63,7 @@ def export(options: ExportOptions) -> None:
 
     samples = builtin_sample() if options.sample is None else _samples(options, options.sample)
     folder = open_folder(options.model, Runtime(backend="torch", offline=options.offline, announce=say))
+    say(f"building the graphs, and comparing them with PyTorch on {len(samples)} texts ...")
     report = export_model(folder, Path(options.output), samples, precision="int8" if options.int8 else "fp32")
     if options.as_json:
         typer.echo(json.dumps({"folder": options.output, **as_dict(report)}))
