@@ -31,7 +31,7 @@ _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
 _REVISION = re.compile(r"[^\s/.~^:?*\[\\\x00-\x1f\x7f][^\s/~^:?*\[\\\x00-\x1f\x7f]*")  # each part of it, as in git
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]*")
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
@@ -56,7 +56,10 @@ _INT8 = tuple(
 _DATA = ("_data", ".data")  # endings of what a large ONNX file keeps beside it
 _ONNX_CONFIG = "onnx/config.json"
 # Every file that choose_files looks for by its name.
-_LOOKED_FOR = (*_SMALL, _WEIGHTS, _INDEX, *_FP32, *_INT8, _ONNX_CONFIG)
+_LOOKED_FOR = (
+    *(*_SMALL, _WEIGHTS, _INDEX, *_FP32, *_INT8, _ONNX_CONFIG),
+    *(f"{file}{ending}" for file in _FP32 for ending in _DATA),
+)
 # How the hub's library is to behave while it works for us, where it knows the setting.
 _SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": True,
@@ -171,7 +174,7 @@ def cached_models() -> list[CachedModel]:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(_cache()).repos
     except CacheNotFound:
         return []
     except (OSError, ValueError) as error:
@@ -344,42 +347,50 @@ def _fetch(name: HubName, commit: str, item: Any, *, force: bool = False) -> Pat
 
     blob = _blob(name, item)
     checked = blob.exists() and not force
-    if not checked and item.lfs is not None and _fetch_large(name, commit, item, blob, force):
-        checked, force = True, False
-        if (old := _cached_file(HubName(name.repository, commit), item.rfilename)) is not None:
+    if not checked and not _is_for_the_library(name, commit, item):
+        _fetch_blob(name, commit, item, blob, force)
+        if force and (old := _cached_file(HubName(name.repository, commit), item.rfilename)) is not None:
             old.unlink()  # a copy, where the disk has no links
+        checked, force = True, False
     path = Path(hf_hub_download(name.repository, item.rfilename, revision=commit, force_download=force))
-    if not checked:
+    if not checked or path.resolve() != blob.resolve():
         _check(path, item, name)
     return path
 
 
-def _fetch_large(name: HubName, commit: str, item: Any, blob: Path, force: bool) -> bool:
-    """Download a file into the blobs, going on where an earlier call broke: the library begins anew, since its 2.0.
+def _is_for_the_library(name: HubName, commit: str, item: Any) -> bool:
+    """Tell whether a file comes in chunks of a store of their own (xet), or without the digest to check it by."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
-    False for what is left to the library: a file that comes in chunks of their own (xet), or under another digest.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    if not _DIGEST.fullmatch(digest := _digest(item)) or item.size is None:
+        return True
+    if item.lfs is None:
+        return False
+    metadata = get_hf_file_metadata(hf_hub_url(name.repository, item.rfilename, revision=commit))
+    offered = getattr(metadata, "xet_file_data", None) is not None
+    xet = offered and not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+    return xet or metadata.etag != digest
+
+
+def _fetch_blob(name: HubName, commit: str, item: Any, blob: Path, force: bool) -> None:
+    """Download a file's content, going on where an earlier call broke: the library begins anew, since its 2.0."""
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
-    url = hf_hub_url(name.repository, item.rfilename, revision=commit)
-    metadata = get_hf_file_metadata(url)
-    if not item.size or metadata.etag != blob.name or not _DIGEST.fullmatch(blob.name) or _comes_by_xet(metadata):
-        return False
     lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"  # the library's own
     for path in (blob, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{blob.name}.incomplete")
     with WeakFileLock(lock):
         if blob.exists() and not force:
-            return True  # another process was faster
-        with part.open("ab") as file:
+            return  # another process was faster
+        with part.open("ab") as file, _checked_later():
             if file.tell() > item.size:
                 file.truncate(0)
                 file.seek(0)
             http_get(
-                url,
+                hf_hub_url(name.repository, item.rfilename, revision=commit),
                 file,
                 resume_size=file.tell(),
                 headers={**build_hf_headers(), "Accept-Encoding": "identity"},
@@ -388,14 +399,16 @@ def _fetch_large(name: HubName, commit: str, item: Any, blob: Path, force: bool)
             )
         _check(part, item, name)
         part.replace(blob)
-    return True
 
 
-def _comes_by_xet(metadata: Any) -> bool:
-    from huggingface_hub import constants
-
-    offered = getattr(metadata, "xet_file_data", None) is not None
-    return offered and not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+@contextmanager
+def _checked_later() -> Iterator[None]:
+    """Pass over the library's complaint, an OSError without a number, that a file has not the size expected."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:
+            raise
 
 
 def _check(path: Path, item: Any, name: HubName) -> None:
@@ -404,10 +417,12 @@ def _check(path: Path, item: Any, name: HubName) -> None:
     problem = None
     if item.size is not None and size != item.size:
         problem = f"it has {size} bytes, not {item.size}"
-    elif item.lfs is not None:
+    elif _DIGEST.fullmatch(digest := _digest(item)):
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != item.lfs.sha256:
-                problem = "its SHA-256 is not the one that the hub names"
+            # Git names a small file by its content with a heading.
+            heading = hashlib.sha256() if item.lfs is not None else hashlib.sha1(b"blob %d\0" % size)
+            if hashlib.file_digest(file, lambda: heading).hexdigest() != digest:
+                problem = "its digest is not the one that the hub names"
     if problem is not None:
         _delete(path)
         raise ModelUnusable(f"{name}: {item.rfilename} arrived damaged ({problem}) and was deleted; try again")
@@ -460,8 +475,12 @@ def _cached_file(name: HubName, file: str) -> Path | None:
 
 def _blob(name: HubName, item: Any) -> Path:
     """Return where the library keeps a file's content."""
-    digest = item.lfs.sha256 if item.lfs is not None else item.blob_id
-    return _cache() / f"models--{name.repository.replace('/', '--')}" / "blobs" / Path(str(digest)).name
+    return _cache() / f"models--{name.repository.replace('/', '--')}" / "blobs" / Path(_digest(item)).name
+
+
+def _digest(item: Any) -> str:
+    """Return the SHA-256 of a large file, and git's name of a small one."""
+    return str(item.lfs.sha256 if item.lfs is not None else item.blob_id)
 
 
 def _cache() -> Path:
@@ -566,7 +585,7 @@ def _problem(name: HubName, error: BaseException) -> str:
         return f"{name.repository} has no revision {name.revision or 'main'}; {page} lists its branches and tags"
     if isinstance(error, errors.EntryNotFoundError):
         return f"{name}: the hub has not all files that are needed: {line}"
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+    if isinstance(error, errors.RepositoryNotFoundError):
         return (
             f"no model {name.repository!r}: there is no such folder, and the Hugging Face hub knows no such model "
             "(a private one needs HF_TOKEN)"
@@ -583,7 +602,7 @@ def _problem(name: HubName, error: BaseException) -> str:
         )
     if isinstance(error, OSError) and error.errno is not None:
         place = error.filename or constants.HF_HUB_CACHE
-        return f"{place}: cannot be written: {error.strerror}; HF_HOME moves the cache to another disk"
+        return f"{place}: cannot be written: {error.strerror}; HF_HOME moves the cache elsewhere"
     xet = "xet" in f"{type(error).__module__} {line}".lower()
     otherwise = ", or without xet: HF_HUB_DISABLE_XET=1" if xet else ""
     return f"{name}: the download failed ({line}); what has arrived is kept: try again{otherwise}"
