@@ -1,6 +1,7 @@
 """The ``config.json`` of a GLiClass checkpoint: every switch that changes a score, checked before a model is loaded."""
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,26 @@ def read_json_object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ModelUnusable(f"{path}: is not a JSON object")
     return value
+
+
+def file_inside(folder: Path, name: str, model: Path | None = None) -> Path | None:
+    """Return a file of a folder of a ``model`` (the folder itself); None where there is none, or it leads out of it.
+
+    The cache of the Hugging Face hub keeps files in ``blobs``, of the model or of all models, to which its snapshots
+    link: those count as inside.
+    """
+    path, home = folder / name, (model or folder).resolve()
+    try:
+        if Path(name).name != name or not stat.S_ISREG(path.stat().st_mode):
+            return None
+        target = path.resolve()
+    except (OSError, ValueError):
+        return None
+    snapshots, repository, cache = (*home.parents, home, home, home)[:3]
+    of_the_hub = snapshots.name == "snapshots" and (
+        target.parent == repository / "blobs" or target.parent.parent == cache / "blobs"
+    )
+    return path if target.is_relative_to(home) or of_the_hub else None
 
 
 def read_checkpoint_config(path: Path) -> CheckpointConfig:

@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 from gliclass_cli.errors import ModelUnusable
 
-Prefer = Literal["onnx", "torch"]
+# What runs the model: ONNX Runtime, or PyTorch where there are no ONNX files; or only one of them will do.
+Prefer = Literal["onnx", "only onnx", "torch"]
 
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
@@ -118,8 +119,8 @@ def choose_files(
     small = tuple(file for file in _SMALL if file in files)
     weights = _weights(files)
     onnx = _onnx(files, precision, has_onnx_section)
-    only_onnx = has_onnx_section or precision == "int8"
-    if onnx and (prefer == "onnx" or only_onnx):
+    only_onnx = has_onnx_section or precision == "int8" or prefer == "only onnx"
+    if onnx and (prefer != "torch" or only_onnx):
         return (*small, *onnx)
     if weights and not only_onnx and (torch_installed or prefer == "torch"):
         return (*small, *weights)

@@ -1,5 +1,6 @@
 """Finds a model by its name, and the backend that runs it."""
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -59,15 +60,21 @@ def open_folder(name: str, runtime: Runtime | None = None) -> ModelFolder:
 
 def pull_model(name: HubName, runtime: Runtime, *, force: bool = False) -> Path:
     """Return the folder of a hub model in the cache, after downloading what is missing. Raises ModelUnusable."""
-    return pull(
+    pull_for = partial(
+        pull,
         name,
-        prefer="torch" if runtime.wants_torch or _prefers_cuda(runtime) else "onnx",
         precision=runtime.precision,
         torch_installed=torch_installed(),
         offline=runtime.offline,
         announce=runtime.announce,
         force=force,
     )
+    if runtime.wants_torch:
+        return pull_for(prefer="torch")
+    if _prefers_cuda(runtime):
+        with suppress(ModelUnusable):  # there may be ONNX files only
+            return pull_for(prefer="torch")
+    return pull_for(prefer="only onnx" if runtime.backend == "onnx" else "onnx")
 
 
 def open_backend(folder: ModelFolder, runtime: Runtime | None = None) -> Backend:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gliclass_cli.checkpoint import CheckpointConfig, Values, parse_checkpoint_config, read_json_object
+from gliclass_cli.checkpoint import CheckpointConfig, Values, file_inside, parse_checkpoint_config, read_json_object
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.predictions import Calibration
 from gliclass_cli.prompts import LABEL_SLOT
@@ -319,14 +319,10 @@ def _what_is_missing(path: Path) -> str:
 
 def _inside(folder: Path, name: str, model: Path | None = None) -> Path:
     """Return a file of the folder; a name or a link that leads out of the ``model`` (the folder itself) is refused."""
-    path, home = folder / name, (model or folder).resolve()
-    if Path(name).name == name and _is(path, stat.S_ISREG):
-        # The cache of the Hugging Face hub keeps files in ``blobs``, to which its snapshots link.
-        blobs = home.parents[min(1, len(home.parents) - 1)] / "blobs"
-        target = path.resolve()
-        if target.is_relative_to(home) or target.parent == blobs:
-            return path
-    raise ModelUnusable(f"{folder}: config.json names the file {name!r}, which is not in the folder")
+    path = file_inside(folder, name, model)
+    if path is None:
+        raise ModelUnusable(f"{folder}: config.json names the file {name!r}, which is not in the folder")
+    return path
 
 
 def _is(path: Path, kind: Callable[[int], bool]) -> bool:

@@ -241,6 +241,24 @@ def test_the_cache_of_the_hub_will_do(tmp_path: Path) -> None:
     assert blobs != read_model_folder(snapshot).path
 
 
+def test_files_that_all_models_of_the_cache_share_will_do(tmp_path: Path) -> None:
+    """Newer versions keep the files once for all models: a snapshot's link leads to a link there."""
+    (tmp_path / "blobs").mkdir()
+    shared = make_folder(tmp_path / "blobs" / "ab")
+    blobs, snapshot = (tmp_path / "models--a--b" / name for name in ("blobs", "snapshots/0123"))
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.onnx", "tokenizer.json"):
+        (blobs / name).symlink_to(shared / name)
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    assert read_model_folder(snapshot).tokenizer == snapshot / "tokenizer.json"
+    (tmp_path / "secret").touch()
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelUnusable, match="is not in the folder"):
+        read_model_folder(snapshot)
+
+
 # --- any config ------------------------------------------------------------------------------------------------------
 
 

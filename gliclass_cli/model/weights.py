@@ -1,7 +1,6 @@
 """Checkpoints on disk: safetensors read strictly, never pickle; saved so that the reference can read them."""
 
 import json
-import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from gliclass_cli.checkpoint import CheckpointConfig, read_json_object
+from gliclass_cli.checkpoint import CheckpointConfig, file_inside, read_json_object
 from gliclass_cli.errors import ModelUnusable, OutputFailed
 from gliclass_cli.model.architectures import GliclassModel, build_model
 
@@ -146,19 +145,11 @@ def _read_index(folder: Path) -> list[tuple[Path, list[str]]]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return a file of the folder; a name or a link that leads out of it is refused.
-
-    Links into ``blobs`` are followed: the cache of the Hugging Face hub keeps its files there.
-    """
-    path = folder / name
-    try:
-        if Path(name).name == name and stat.S_ISREG(path.stat().st_mode):
-            home = folder.resolve()
-            if path.resolve().parent in (home, home.parents[min(1, len(home.parents) - 1)] / "blobs"):
-                return path
-    except (OSError, ValueError):
-        pass
-    raise ModelUnusable(f"{folder}: the weight file {name!r} is not in the folder")
+    """Return a file of the folder; a name or a link that leads out of it is refused."""
+    path = file_inside(folder, name)
+    if path is None:
+        raise ModelUnusable(f"{folder}: the weight file {name!r} is not in the folder")
+    return path
 
 
 def _check_size(folder: Path, config: CheckpointConfig, tensors: int) -> None:
