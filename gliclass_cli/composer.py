@@ -165,13 +165,18 @@ class Composer:
         """Tokenise texts and put them together with their labels."""
         task, whole = 0, texts
         if self.reading.prompt and self._task_before_text:
-            whole = [joined(self.reading.prompt, text) for text in texts]
+            whole = [self._with_task(text) for text in texts]
         composed = []
         for ids in self.tokenizer.encode(whole, first=self._text_is_first):
             if whole is not texts:
                 task = self._task_length(ids)
             composed.append(self._compose_one(ids[:task], ids[task:], labels))
         return composed
+
+    def _with_task(self, text: str) -> str:
+        """Return task and text as one; bi-encoders read a space between them, whatever the task ends in."""
+        task = self.reading.prompt
+        return f"{task} {text}" if self.architecture == "bi-encoder" else joined(task, text)
 
     def _compose_one(self, task: Ids, text: Ids, labels: PreparedLabels) -> Composed:
         room = max(1, labels.room - len(task))
@@ -274,8 +279,7 @@ class Composer:
         task = examples = _EMPTY
         if reading.prompt and not self._task_before_text:
             fused = self.architecture == "bi-encoder-fused"
-            # A fused model reads a space between the task and its labels.
-            space = " " if fused and not reading.prompt[-1].isspace() else ""
+            space = " " if fused else ""  # between the task and the labels
             first = self.architecture == "decoder-kv" or (fused and self.folder.config.prompt_first)
             task = self.tokenizer.encode([reading.prompt + space], first=first)[0]
         if reading.examples:
