@@ -145,7 +145,7 @@ class Composer:
         room = self._label_room()
         for name, size in zip(labels.names, sizes, strict=True):
             if size > room:
-                raise LabelProblem(_too_long(name, size, room))
+                raise LabelProblem(_too_long(name, size, max(0, room), self.max_length < self.folder.positions))
         split = groups(sizes, room, self._slots)
         permutations = 1 if self.architecture == "bi-encoder" else self.reading.permutations
         composed = tuple(
@@ -359,6 +359,7 @@ def _flat(pieces: Iterable[tuple[Ids, Ids]]) -> Ids:
     return np.concatenate([part for pair in pieces for part in pair] or [_EMPTY])
 
 
-def _too_long(name: str, size: int, room: int) -> str:
+def _too_long(name: str, size: int, room: int, can_be_more: bool = False) -> str:
     shown = name if len(name) <= 40 else f"{name[:39]}…"
-    return f"label {shown!r} has {size} tokens; labels are never cut, and the model has room for {room}: shorten it"
+    more = ", or raise --max-length" if can_be_more else ""
+    return f"label {shown!r} has {size} tokens; labels are never cut, and there is room for {room}: shorten it{more}"
