@@ -13,6 +13,7 @@ they always mean. A model's folder in the cache:
 
 import hashlib
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,25 +135,24 @@ def pull(
     precision: str = "auto",
     torch_installed: bool,
     offline: bool = False,
-    progress: bool = False,
     announce: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> Path:
     """Return a model's folder in the cache, after downloading what is missing.
 
-    ``announce`` is told before something is downloaded; with it or with ``progress`` bars show how far, on a terminal.
+    ``announce`` is told before something is downloaded; bars then show how far that is, if stderr is a terminal.
     ``force`` downloads again what is there. Without a network, the commit that a branch was last will do.
 
     Raises:
         ModelUnusable: says what failed, and what to do.
     """
     choose = _Choice(name, prefer, precision, torch_installed)
-    with _library(name, bars=progress or announce is not None):
+    with _library(name):
         folder = _obtain(name, choose.cached, partial(_download, choose, announce, force), offline, force)
     if folder is None:
         raise ModelUnusable(
             f"{name} is not in the cache ({_cache()}; HF_HOME says where), or not all that is needed of it; run "
-            f"gliclass models pull {name} with a network first"
+            f"gliclass models pull {name} {_with_a_network()} first"
         )
     return folder
 
@@ -163,8 +163,8 @@ def pull_tokenizer(name: HubName, *, offline: bool = False) -> Path:
         path = _obtain(name, lambda sure: _cached_file(name, _TOKENIZER), partial(_download_tokenizer, name), offline)
     if path is None:
         raise ModelUnusable(
-            f"{_TOKENIZER} of {name} is not in the cache ({_cache()}; HF_HOME says where); run the same once with a "
-            "network, and it will be"
+            f"{_TOKENIZER} of {name} is not in the cache ({_cache()}; HF_HOME says where); run the same once "
+            f"{_with_a_network()}, and it will be"
         )
     return path
 
@@ -221,15 +221,14 @@ class _Choice:
 
     def whole(self, folder: Path, *, sure: bool = False) -> Path | None:
         """Return the folder if it holds a model that can be run; ``sure``: and the repository has no better files."""
-        held = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        held = _held(folder)
         absent = _absent(folder)
         unknown = [file for file in _LOOKED_FOR if sure and file not in held and not (absent / file).exists()]
         try:
             wanted = self.of([*held, *unknown], _read_json(folder / _CONFIG))
         except ModelUnusable:
             return None
-        whole = _TOKENIZER in held and set(wanted) <= set(held) and _lacking(folder, wanted) is None
-        return folder if whole else None
+        return folder if held >= {_TOKENIZER, *wanted} and _lacking(folder, wanted) is None else None
 
 
 def _weights(files: Sequence[str]) -> tuple[str, ...]:
@@ -240,7 +239,7 @@ def _weights(files: Sequence[str]) -> tuple[str, ...]:
 
 
 def _onnx(files: Sequence[str], precision: str, has_onnx_section: bool) -> tuple[str, ...]:
-    """Return the ONNX files: all of a model exported by us, or one that others published, with what belongs to it."""
+    """Return the ONNX files: all of a model exported by us, or one that others published, after what belongs to it."""
     if has_onnx_section:
         return tuple(sorted(file for file in files if file.endswith(".onnx") and "/" not in file))
     wanted = {"auto": (*_FP32, *_INT8), "fp32": _FP32, "int8": _INT8}.get(precision, ())
@@ -248,11 +247,12 @@ def _onnx(files: Sequence[str], precision: str, has_onnx_section: bool) -> tuple
     if found is None:
         return ()
     beside = (*(f"{found}{ending}" for ending in _DATA), *((_ONNX_CONFIG,) if found.startswith("onnx/") else ()))
-    return (found, *(file for file in beside if file in files))
+    return (*(file for file in beside if file in files), found)  # in this order a graph that has arrived is whole
 
 
 def _why_unusable(files: Sequence[str], prefer: Prefer, precision: str, torch_installed: bool, name: str) -> str:
     """Return why nothing was chosen, and what to do."""
+    no_onnx = f"no ONNX file that can be run{'' if precision == 'auto' else f' in {precision}'}"
     if not _weights(files):
         pickles = sorted(file for file in files if file.endswith(_PICKLES))
         if pickles:
@@ -260,14 +260,13 @@ def _why_unusable(files: Sequence[str], prefer: Prefer, precision: str, torch_in
                 f"{name} has its weights in pickle files only ({pickles[0]}): such files can run code and are never "
                 f"loaded; ask its author for {_WEIGHTS}"
             )
-        return f"{name} has no {_WEIGHTS if prefer == 'torch' else f'{_WEIGHTS} and no ONNX file'}"
-    problem = f"{name} ships no ONNX file that can be run{'' if precision == 'auto' else f' in {precision}'}"
+        return f"{name} has no {_WEIGHTS if prefer == 'torch' else f'{_WEIGHTS} and {no_onnx}'}"
+    problem = f"{name} ships {no_onnx}"
     export = f"gliclass export {name} FOLDER{' --int8' if precision == 'int8' else ''}"
     make = f"{export} makes one of it, here or on another machine, after pip install 'gliclass-cli[torch,export]'"
-    if torch_installed:
+    if torch_installed or precision == "int8" or prefer == "only onnx":
         return f"{problem}; {make}"
-    run = "" if precision == "int8" else "pip install 'gliclass-cli[torch]' to run it; or "
-    return f"{problem}, and PyTorch is not installed: {run}{make}"
+    return f"{problem}, and PyTorch is not installed: pip install 'gliclass-cli[torch]' to run it; or {make}"
 
 
 def _obtain(
@@ -296,6 +295,12 @@ def _obtain(
     return download(info)
 
 
+def _with_a_network() -> str:
+    from huggingface_hub import constants
+
+    return "without HF_HUB_OFFLINE, with a network" if constants.HF_HUB_OFFLINE else "with a network"
+
+
 def _describe(name: HubName) -> Any:
     """Ask the hub for the commit of a revision, and for its files with their sizes and digests."""
     from huggingface_hub import HfApi, constants
@@ -303,7 +308,10 @@ def _describe(name: HubName) -> Any:
     if parse_hub_name(str(name)) != name:  # parts of it become paths
         raise ModelUnusable(f"{name} is no name of a hub model: ORG/NAME or ORG/NAME@REVISION")
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=timeout)
+    try:
+        info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True, timeout=timeout)
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise ConnectionError("something else answers, such as a network's page to log in") from error
     if not _COMMIT.fullmatch(info.sha or ""):
         raise ModelUnusable(f"{name}: {constants.ENDPOINT} answers, but names no commit; check HF_ENDPOINT")
     return info
@@ -324,8 +332,9 @@ def _download(choose: _Choice, announce: Callable[[str], None] | None, force: bo
         size = sum(item.size or 0 for item in new)
         files = "1 file" if len(new) == 1 else f"{len(new)} files"
         announce(f"downloading {name} from the Hugging Face hub: {files}, {size / 1e6:.1f} MB")
-    for item in missing:
-        _fetch(name, info.sha, item, force=force)
+    with _bars(announce is not None):
+        for item in missing:
+            _fetch(name, info.sha, item, force=force)
     if (lacking := _lacking(folder, wanted)) is not None:
         raise ModelUnusable(f"{name} is not whole: the hub has no {lacking}, which other files of it name")
     _remember(name, folder)
@@ -506,7 +515,13 @@ def _lacking(folder: Path, wanted: Sequence[str]) -> str | None:
     section = _read_json(folder / _CONFIG).get("onnx")
     if isinstance(section, dict):
         named += [graph.get("file") for graph in section.values() if isinstance(graph, dict)]
-    return next((file for file in named if isinstance(file, str) and not (folder / file).is_file()), None)
+    held = _held(folder)
+    return next((file for file in named if isinstance(file, str) and file not in held), None)
+
+
+def _held(folder: Path) -> set[str]:
+    """Return the files of a folder in the cache, as the hub names them."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -519,11 +534,11 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _library(name: HubName, *, bars: bool = False) -> Iterator[None]:
+def _library(name: HubName) -> Iterator[None]:
     """Use the hub's library: quietly, and with its errors turned into ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _settings(), _bars(bars):
+        with _settings(), _bars(False):
             try:
                 yield
             except ModelUnusable:
@@ -535,21 +550,19 @@ def _library(name: HubName, *, bars: bool = False) -> Iterator[None]:
 @contextmanager
 def _settings() -> Iterator[None]:
     """Have the library send no telemetry and write no warnings; a user who asks for its log gets it."""
-    import logging as levels
-
     from huggingface_hub import constants
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
     before = {setting: getattr(constants, setting) for setting in _SETTINGS if hasattr(constants, setting)}
-    level = logging.get_verbosity()
+    level = get_verbosity()
     for setting in before:
         setattr(constants, setting, _SETTINGS[setting])
-    if level == levels.WARNING:
-        logging.set_verbosity(levels.ERROR)
+    if level == logging.WARNING:
+        set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        set_verbosity(level)
         for setting, value in before.items():
             setattr(constants, setting, value)
 
@@ -617,8 +630,6 @@ def _is_network(error: BaseException) -> bool:
         return status in _BUSY
     if isinstance(error, errors.HfHubHTTPError):
         return False
-    if isinstance(error, json.JSONDecodeError):
-        return True  # a page that asks one to log in to a network answers instead of the hub
     # Transports of the library's versions: requests, httpx, httpx2.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     network = {"TransportError", "ConnectionError", "Timeout", "TimeoutError", "RequestException", "HTTPError"}

@@ -53,6 +53,7 @@ class HubServer:
     def __init__(self, repositories: MutableMapping[str, MutableMapping[str, bytes]]) -> None:
         self.repositories = repositories
         self.revisions = {"main": COMMIT, "v1": COMMIT, "refs/pr/1": COMMIT, COMMIT: COMMIT, OTHER_COMMIT: OTHER_COMMIT}
+        self.renamed: dict[str, str] = {}  # by their old names
         self.requests: list[Request] = []
         self.faults = Faults()
         self.elsewhere = self.xet = False
@@ -130,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, faults.page, {"Content-Type": "text/html"})
         elif faults.status is not None:
             self._refuse(faults.status, faults.code)
+        elif old := next((old for old in self.hub.renamed if f"/{old}" in path), None):
+            self._send(307, b"", {"Location": self.path.replace(f"/{old}", f"/{self.hub.renamed[old]}")})
         elif found := re.fullmatch(r"/elsewhere/([^/]+/[^/]+)/(.+)", path):
             if faults.elsewhere is not None:
                 return self._refuse(faults.elsewhere, None)

@@ -108,18 +108,19 @@ INT8_ONLY = without(PUBLISHED, "onnx/model.onnx")
     ("files", "options", "expected"),
     [
         (CHECKPOINT, {}, ["model.safetensors"]),
-        (PUBLISHED, {}, ["onnx/model.onnx", "onnx/config.json"]),
-        (PUBLISHED, {"torch_installed": False, "precision": "fp32"}, ["onnx/model.onnx", "onnx/config.json"]),
-        (PUBLISHED, {"precision": "int8"}, ["onnx/model_quantized.onnx", "onnx/config.json"]),
-        (PUBLISHED, {"precision": "int8", "prefer": "torch"}, ["onnx/model_quantized.onnx", "onnx/config.json"]),
+        (PUBLISHED, {}, ["onnx/config.json", "onnx/model.onnx"]),
+        (PUBLISHED, {"prefer": "only onnx"}, ["onnx/config.json", "onnx/model.onnx"]),
+        (PUBLISHED, {"torch_installed": False, "precision": "fp32"}, ["onnx/config.json", "onnx/model.onnx"]),
+        (PUBLISHED, {"precision": "int8"}, ["onnx/config.json", "onnx/model_quantized.onnx"]),
+        (PUBLISHED, {"precision": "int8", "prefer": "torch"}, ["onnx/config.json", "onnx/model_quantized.onnx"]),
         (PUBLISHED, {"prefer": "torch"}, ["model.safetensors"]),
         (PUBLISHED, {"prefer": "torch", "torch_installed": False}, ["model.safetensors"]),
         (PUBLISHED, {"precision": "bf16"}, ["model.safetensors"]),
-        (INT8_ONLY, {}, ["onnx/model_quantized.onnx", "onnx/config.json"]),
+        (INT8_ONLY, {}, ["onnx/config.json", "onnx/model_quantized.onnx"]),
         (INT8_ONLY, {"precision": "fp32"}, ["model.safetensors"]),
-        ({**PUBLISHED, "onnx/model.onnx_data": b""}, {}, ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/config.json"]),
-        ({**SMALL, "model.onnx": b"", "model.onnx.data": b"", **ONNX}, {}, ["onnx/model.onnx", "onnx/config.json"]),
-        ({**SMALL, "model.onnx": b"", "model.onnx.data": b""}, {}, ["model.onnx", "model.onnx.data"]),
+        ({**PUBLISHED, "onnx/model.onnx_data": b""}, {}, ["onnx/model.onnx_data", "onnx/config.json", "onnx/model.onnx"]),
+        ({**SMALL, "model.onnx": b"", "model.onnx.data": b"", **ONNX}, {}, ["onnx/config.json", "onnx/model.onnx"]),
+        ({**SMALL, "model.onnx": b"", "model.onnx.data": b""}, {}, ["model.onnx.data", "model.onnx"]),
         ({**SMALL, "model-int8-quantized.onnx": b""}, {}, ["model-int8-quantized.onnx"]),
         ({**SMALL, "onnx/model_int8.onnx": b""}, {"precision": "int8"}, ["onnx/model_int8.onnx"]),
         ({**SMALL, **INDEX, **SHARDS}, {}, [*INDEX, *SHARDS]),
@@ -138,11 +139,14 @@ def test_only_what_is_needed_is_chosen(files: Any, options: Any, expected: list[
         (CHECKPOINT, {"torch_installed": False}, r"^ORG/NAME ships no ONNX file that can be run, and PyTorch is not installed: pip install 'gliclass-cli\[torch\]' to run it; or gliclass export ORG/NAME FOLDER makes one .* on another machine, after pip install 'gliclass-cli\[torch,export\]'$"),
         (CHECKPOINT, {"torch_installed": False, "name": "o/n"}, "^o/n ships .* gliclass export o/n FOLDER"),
         (CHECKPOINT, {"precision": "int8"}, "can be run in int8; gliclass export ORG/NAME FOLDER --int8 makes one"),
-        (CHECKPOINT, {"precision": "int8", "torch_installed": False}, "in int8, and PyTorch is not installed: gliclass export"),
+        (CHECKPOINT, {"precision": "int8", "torch_installed": False}, "in int8; gliclass export"),
+        (CHECKPOINT, {"prefer": "only onnx"}, "no ONNX file that can be run; gliclass export"),
+        (CHECKPOINT, {"prefer": "only onnx", "torch_installed": False}, "no ONNX file that can be run; gliclass export"),
+        ({**SMALL, "onnx/model.onnx": b""}, {"precision": "int8"}, r"has no model\.safetensors and no ONNX file that can be run in int8$"),
         (INT8_ONLY, {"precision": "fp32", "torch_installed": False}, "can be run in fp32, and PyTorch"),
         ({**SMALL, **UNWANTED}, {}, r"in pickle files only \(model\.pt\): .* never loaded; ask its author for model\.safetensors"),
         ({**SMALL, **UNWANTED}, {"prefer": "torch"}, "in pickle files only"),
-        (SMALL, {}, r"has no model\.safetensors and no ONNX file$"),
+        (SMALL, {}, r"has no model\.safetensors and no ONNX file that can be run$"),
         (SMALL, {"prefer": "torch"}, r"has no model\.safetensors$"),
         ({**SMALL, **INDEX}, {}, r"has no model\.safetensors"),
         ({}, {}, r"has no model\.safetensors"),
@@ -157,7 +161,7 @@ def test_what_cannot_be_run_is_not_chosen(files: Any, options: Any, message: str
     files=st.lists(st.sampled_from([*PUBLISHED, *INDEX, *SHARDS, *EXPORTED, "x.ckpt", "y.pkl", "../z.onnx"]), unique=True),
     options=st.fixed_dictionaries(
         {
-            "prefer": st.sampled_from(["onnx", "torch"]),
+            "prefer": st.sampled_from(["onnx", "only onnx", "torch"]),
             "precision": st.sampled_from(["auto", "fp32", "fp16", "bf16", "int8"]),
             "torch_installed": st.booleans(),
             "has_onnx_section": st.booleans(),
@@ -359,7 +363,9 @@ def test_offline_uses_the_cache_and_nothing_else(
     assert "is not in the cache" in refusal(HubName("org/published"), offline=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert get() == folder
-    assert "is not in the cache" in refusal(HubName("org/published"))
+    assert refusal(HubName("org/published")).endswith(
+        "run gliclass models pull org/published without HF_HUB_OFFLINE, with a network first"
+    )
     # Weights are there; without PyTorch they are not what is needed.
     assert "is not in the cache" in refusal(prefer="onnx", torch_installed=False)
     (folder / "tokenizer.json").unlink()
@@ -378,7 +384,15 @@ def test_a_model_with_a_part_missing_is_not_in_the_cache(hub: HubServer, reposit
     assert get(HubName(f"org/{repository}"), offline=True) == folder
 
 
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"page": b"<html>log in"}, {"slow": 9.0}, None])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *({"status": status} for status in (503, 429)),
+        *({"page": page} for page in (b"<html>log in", "<html>für Gäste".encode("latin-1"), b'{"login": 1}', b"[]")),
+        {"slow": 9.0},
+        None,
+    ],
+)
 def test_without_a_network_the_cache_serves_or_the_error_is_clear(
     hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any] | None
 ) -> None:
@@ -388,6 +402,7 @@ def test_without_a_network_the_cache_serves_or_the_error_is_clear(
     for name, value in (fault or {}).items():
         setattr(hub.faults, name, value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.3)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits to try again"))
     hub.requests.clear()
     assert get() == folder
     assert len(hub.requests) <= 1  # asked once, for as long as HF_HUB_ETAG_TIMEOUT says
@@ -435,6 +450,18 @@ def test_a_broken_download_goes_on_at_the_next_call(hub: HubServer, home: Path, 
     assert len(blobs(home)) == len(SMALL) + 1
 
 
+def test_a_file_that_has_arrived_but_was_not_checked_yet_is_not_downloaded_again(hub: HubServer) -> None:
+    blob = (get() / "model.safetensors").resolve()
+    for data, ranges in ((WEIGHTS, []), (b"x" * len(WEIGHTS), [None])):
+        blob.unlink()
+        blob.with_name(f"{blob.name}.incomplete").write_bytes(data)
+        hub.requests.clear()
+        if ranges:
+            assert "arrived damaged" in refusal()
+        assert (get() / "model.safetensors").read_bytes() == WEIGHTS
+        assert hub.ranges("model.safetensors") == ranges
+
+
 def test_an_unfinished_file_that_is_too_long_is_begun_anew(hub: HubServer, home: Path) -> None:
     blob = (get() / "model.safetensors").resolve()
     blob.with_name(f"{blob.name}.incomplete").write_bytes(WEIGHTS + b"x")
@@ -445,12 +472,15 @@ def test_an_unfinished_file_that_is_too_long_is_begun_anew(hub: HubServer, home:
 
 
 CHILD = """
+import resource
 import sys
-import termios
 from huggingface_hub import constants
 from gliclass_cli.hub import *
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
-pull(parse_hub_name(sys.argv[1]), prefer="torch", torch_installed=True, progress="bars" in sys.argv)
+if "limit" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+announce = (lambda text: sys.stderr.write(text + chr(10))) if "bars" in sys.argv else None
+pull(parse_hub_name(sys.argv[1]), prefer="torch", torch_installed=True, announce=announce)
 """
 
 
@@ -513,6 +543,15 @@ def test_what_was_in_the_cache_is_not_read_again(hub: HubServer) -> None:
     assert get(PINNED) == folder
 
 
+def test_a_file_that_cannot_be_written_to_its_end_goes_on_where_there_is_room(hub: HubServer, home: Path) -> None:
+    said = child(hub, home, "org/model", "limit").communicate(timeout=20)[1].splitlines()[-1]
+    assert said.endswith(f"{home}/hub: cannot be written: File too large; HF_HOME moves the cache elsewhere")
+    assert WEIGHTS[:500_000] in blobs(home)
+    hub.requests.clear()
+    assert (get() / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.ranges("model.safetensors") == ["bytes=500000-"]
+
+
 def test_a_full_disk_is_named(hub: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -555,6 +594,13 @@ def test_signed_addresses_are_not_shown(hub: HubServer) -> None:
     error = refusal()
     assert f"{hub.other_host}/elsewhere/org/model/model.safetensors" in error
     assert "Signature" not in error
+
+
+def test_a_model_has_its_old_name_too(hub: HubServer) -> None:
+    hub.renamed["old/name"] = "org/model"
+    folder = get(HubName("old/name"))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert get(HubName("old/name"), offline=True) == folder
 
 
 def test_two_processes_share_one_download(hub: HubServer, home: Path) -> None:
@@ -624,6 +670,12 @@ def test_refused_access_says_what_to_do(hub: HubServer, status: int, code: str |
     assert f"licence on {hub.url}/org/model" in error
 
 
+def test_to_strangers_a_private_model_does_not_exist(hub: HubServer) -> None:
+    hub.faults.status, hub.faults.code = 401, "RepoNotFound"
+    assert refusal().startswith("no model 'org/model': ")
+    assert refusal().endswith("(a private one needs HF_TOKEN)")
+
+
 def test_an_expired_token_is_refused_with_the_model_in_the_cache_too(hub: HubServer) -> None:
     get()
     hub.faults.status = 401
@@ -661,12 +713,38 @@ def test_onnx_without_pytorch(hub: HubServer) -> None:
     assert "model.safetensors" not in hub.downloads()
 
 
+@pytest.mark.parametrize("graph", ["onnx/model.onnx", "model.onnx", "onnx/model_quantized.onnx"])
+@pytest.mark.parametrize("ending", ["_data", ".data"])
+def test_a_graph_comes_with_its_weights_or_not_at_all(hub: HubServer, graph: str, ending: str) -> None:
+    hub.repositories["org/large"] = {**SMALL, graph: b"graph", f"{graph}{ending}": WEIGHTS}
+    pinned = HubName("org/large", COMMIT)
+    hub.faults.file_status[f"{graph}{ending}"] = 503
+    assert "cannot be reached" in refusal(pinned, prefer="onnx")
+    assert "is not in the cache" in refusal(pinned, prefer="onnx", offline=True)
+    assert cached_models() == []
+    hub.faults.file_status.clear()
+    folder = get(pinned, prefer="onnx")
+    assert files_of(folder) == sorted([*SMALL, graph, f"{graph}{ending}"])
+    assert get(pinned, prefer="onnx", offline=True) == folder
+    (model,) = cached_models()
+    assert model.path == folder
+
+
 def test_an_exported_model_brings_all_its_graphs(hub: HubServer) -> None:
     folder = get(HubName("org/exported"), prefer="onnx", torch_installed=False)
     assert files_of(folder) == sorted([*SMALL, *GRAPHS])
     hub.requests.clear()
     assert get(HubName("org/exported", COMMIT)) == folder
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("file", ["a" * 300, "a\0b", "/etc/passwd", "../refs/main", "..", ""])
+def test_a_config_that_names_no_file_of_the_folder_hides_no_other_model(hub: HubServer, file: str) -> None:
+    config = {"model_type": "GLiClass", "onnx": {"text_graph": {"file": file}}}
+    hub.repositories["org/hostile"] = {**EXPORTED, "config.json": json.dumps(config).encode()}
+    assert "org/hostile is not whole" in refusal(HubName("org/hostile"))
+    get()
+    assert [model.name for model in cached_models()] == ["org/model"]
 
 
 def test_published_onnx_files_are_taken_of_uni_encoders_only(hub: HubServer) -> None:
@@ -723,7 +801,7 @@ def test_the_library_is_left_as_it_was(hub: HubServer, monkeypatch: pytest.Monke
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
     before = (logging.get_verbosity(), dict(vars(constants)), are_progress_bars_disabled("huggingface_hub.http_get"))
-    get(progress=True)
+    get(announce=lambda text: None)
     refusal(HubName("org/nothing"))
     assert before == (logging.get_verbosity(), vars(constants), are_progress_bars_disabled("huggingface_hub.http_get"))
 
@@ -733,7 +811,7 @@ def test_the_user_s_setting_of_bars_raises_no_warning(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, setting: bool
 ) -> None:  # fmt: skip
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", setting)
-    get(progress=setting)
+    get(announce=(lambda text: None) if setting else None)
 
 
 @pytest.mark.parametrize("bars", [True, False])
@@ -750,7 +828,9 @@ def test_bars_are_shown_on_a_terminal_that_wants_them(hub: HubServer, home: Path
     os.close(terminal)
     assert process.wait(20) == 0
     assert (b"model.safetensors: 100%" in shown) == bars
-    assert bars or shown == b""
+    assert (
+        shown.startswith(b"downloading org/model") if bars else shown == b""
+    )  # no bar before it is told what it is of
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -779,6 +859,8 @@ def test_a_hub_model_at_the_command_line(hub: HubServer, home: Path) -> None:
     tagged = gliclass(hub, home, "tag", "charged twice", "-l", "billing", "-l", "shipping", "--model", "org/bundled", HF_HUB_OFFLINE="1")  # fmt: skip
     assert (tagged.returncode, tagged.stderr) == (0, "")
     assert json.loads(tagged.stdout)["prediction"]["label"] == "billing"
+    offline = gliclass(hub, home, "tag", "charged twice", "-l", "billing", "-l", "shipping", "--model", "org/bundled", "--offline")  # fmt: skip
+    assert (offline.returncode, offline.stdout, offline.stderr) == (0, tagged.stdout, "")
     assert hub.requests == []
 
 
@@ -787,6 +869,8 @@ def test_missing_models_at_the_command_line(hub: HubServer, home: Path) -> None:
     assert (missing.returncode, missing.stdout) == (4, "")
     assert "the Hugging Face hub knows no such model" in missing.stderr
     assert len(missing.stderr.splitlines()) == 1
+    pulled = gliclass(hub, home, "models", "pull", "org/nothing")
+    assert (pulled.returncode, pulled.stdout, pulled.stderr) == (4, "", missing.stderr)
     offline = gliclass(hub, home, "tag", "x", "-l", "a", "-l", "b", "--model", "org/model", "--offline")
     assert (offline.returncode, offline.stdout) == (4, "")
     assert "run gliclass models pull org/model with a network first" in offline.stderr
