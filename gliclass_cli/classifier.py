@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from gliclass_cli.composer import Composed, Composer, PreparedLabels, Prompt, combine
 from gliclass_cli.decoding import Decoder, Floats
 from gliclass_cli.labels import LabelProblem, LabelSet, make_labels
-from gliclass_cli.loading import open_backend, open_folder
+from gliclass_cli.loading import check_runtime, open_backend, open_folder
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder
 from gliclass_cli.predictions import Choice, Coverage, Prediction, Refusal, Truncation
 from gliclass_cli.prompts import Reading
@@ -132,6 +132,7 @@ class Classifier:
             ModelUnusable: there is no such model, or it cannot be run.
             UsageProblem: the model cannot read what ``reading`` asks for.
         """
+        check_runtime(runtime or Runtime())
         folder = open_folder(str(model), runtime)
         backend = open_backend(folder, runtime)
         composer = Composer(folder, reading, slots=backend.slots, length=backend.length)

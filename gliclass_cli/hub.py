@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 from gliclass_cli.errors import ModelUnusable
 
-# What runs the model: ONNX Runtime, or PyTorch where there are no ONNX files; or only one of them will do.
-Prefer = Literal["onnx", "only onnx", "torch"]
+# What is to run the model: ONNX Runtime or PyTorch, the other one where there is no file for it, or only the one.
+Prefer = Literal["onnx", "only onnx", "torch first", "torch"]
 
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
@@ -121,9 +121,10 @@ def choose_files(
     weights = _weights(files)
     onnx = _onnx(files, precision, has_onnx_section)
     only_onnx = has_onnx_section or precision == "int8" or prefer == "only onnx"
-    if onnx and (prefer != "torch" or only_onnx):
+    weights_do = weights and not only_onnx and (torch_installed or prefer == "torch")
+    if onnx and (only_onnx or prefer == "onnx" or (prefer == "torch first" and not weights_do)):
         return (*small, *onnx)
-    if weights and not only_onnx and (torch_installed or prefer == "torch"):
+    if weights_do:
         return (*small, *weights)
     raise ModelUnusable(_why_unusable(files, prefer, precision, torch_installed, name))
 

@@ -1,6 +1,5 @@
 """Finds a model by its name, and the backend that runs it."""
 
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -9,7 +8,7 @@ from pathlib import Path
 from gliclass_cli.backends import Backend
 from gliclass_cli.cores import available_cores
 from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.hub import HubName, parse_hub_name, pull, pull_tokenizer
+from gliclass_cli.hub import HubName, Prefer, parse_hub_name, pull, pull_tokenizer
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, find_model, read_model_folder
 from gliclass_cli.runtime import Runtime
 
@@ -60,21 +59,26 @@ def open_folder(name: str, runtime: Runtime | None = None) -> ModelFolder:
 
 def pull_model(name: HubName, runtime: Runtime, *, force: bool = False) -> Path:
     """Return the folder of a hub model in the cache, after downloading what is missing. Raises ModelUnusable."""
-    pull_for = partial(
-        pull,
+    prefer: Prefer = "only onnx" if runtime.backend == "onnx" else "onnx"
+    if runtime.wants_torch:
+        prefer = "torch"
+    elif _prefers_cuda(runtime):
+        prefer = "torch first"
+    return pull(
         name,
+        prefer=prefer,
         precision=runtime.precision,
         torch_installed=torch_installed(),
         offline=runtime.offline,
         announce=runtime.announce,
         force=force,
     )
-    if runtime.wants_torch:
-        return pull_for(prefer="torch")
-    if _prefers_cuda(runtime):
-        with suppress(ModelUnusable):  # there may be ONNX files only
-            return pull_for(prefer="torch")
-    return pull_for(prefer="only onnx" if runtime.backend == "onnx" else "onnx")
+
+
+def check_runtime(runtime: Runtime) -> None:
+    """Refuse, before anything is downloaded, what is not installed. Raises ModelUnusable."""
+    if runtime.wants_torch and not torch_installed():
+        raise ModelUnusable(f"--backend torch, --device cuda, fp16 and bf16 need PyTorch: {INSTALL_TORCH}")
 
 
 def open_backend(folder: ModelFolder, runtime: Runtime | None = None) -> Backend:

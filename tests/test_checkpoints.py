@@ -279,6 +279,14 @@ def test_without_pytorch_the_way_out_is_named(checkpoints: dict[str, Path], monk
     assert f"gliclass export {checkpoints['uni-encoder']} FOLDER" in result.stderr
 
 
+def test_without_pytorch_nothing_is_downloaded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gliclass_cli.loading.torch_installed", lambda: False)
+    monkeypatch.setattr("gliclass_cli.loading.pull", lambda *_, **__: pytest.fail("downloads"))
+    for arguments in (("--backend", "torch"), ("--device", "cuda"), ("--precision", "bf16")):
+        result = gliclass("tag", "text", *LABELS, "--model", "org/name", *arguments)
+        assert (result.exit_code, "need PyTorch: pip install" in result.stderr) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
