@@ -22,7 +22,9 @@ def encode(builder: Builder, part: Part, inputs: Inputs, *, layers: int | None =
     length, hidden = builder.shape_of(inputs.words, 1), int(config["hidden_size"])
     # All tokens are of type 0: its row goes into the positions.
     positions = part["embeddings.position_embeddings.weight"] + part["embeddings.token_type_embeddings.weight"][0]
-    embedded = builder.add("Add", inputs.words, builder.slice(builder.constant(positions, "positions"), 0, length, 0))
+    embedded = builder.add(
+        "Add", inputs.words, builder.slice(builder.constant(positions, f"{part.prefix}positions"), 0, length, 0)
+    )
     tokens = builder.reshape(embedded, -1, hidden)
     tokens = part.layer_norm(builder, tokens, "embeddings.LayerNorm", float(config["layer_norm_eps"]))
     rows = builder.shape(builder.shape_of(inputs.words, 0), length, hidden)

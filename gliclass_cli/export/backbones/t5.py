@@ -84,7 +84,8 @@ class _Bias:
             name = f"{self._stack}.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight"
             reach = int(config.get("relative_attention_max_distance") or 128)
             index = distance_buckets(config, reach, bidirectional=self._bidirectional)
-            table = builder.constant(self._part[name][index], f"{self._stack}.{block}.distances")  # (2 * reach + 1, H)
+            stored = f"{self._part.prefix}{self._stack}.{block}.distances"
+            table = builder.constant(self._part[name][index], stored)  # (2 * reach + 1, H)
             ends = builder.constant(np.array(-reach)), builder.constant(np.array(reach))
             near = builder.add("Add", builder.add("Clip", self._distance, *ends), builder.constant(np.array(reach)))
             bias = builder.transpose(builder.add("Gather", table, near), 2, 0, 1)  # (H, L, L)
