@@ -23,6 +23,7 @@ SCORERS = ("simple", "weighted-dot", "mlp", "hopfield", "cross-attn", "decoder-k
 BI_ENCODERS = ("bi-encoder", "bi-encoder-fused")
 ENCODER_DECODERS = ("encoder-decoder", "encoder-decoder-cls")
 _LARGEST = 2**31
+_LARGEST_FILE = 100_000_000  # bytes of a JSON file
 # What transformers takes where a backbone's configuration does not say.
 _DEFAULT_POSITIONS = {
     "bert": 512,
@@ -162,6 +163,9 @@ def read_json_object(path: Path) -> Mapping[str, Any]:
     import orjson  # not for --help
 
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_FILE:
+            raise ModelUnusable(f"{path}: is no file of JSON (a directory, a pipe, or too large)")
         value = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ModelUnusable(f"{path.parent}: no {path.name}: this is not a model folder") from error

@@ -26,6 +26,7 @@ class Scorer:
 
     def __init__(self, folder: ModelFolder, backend: Backend) -> None:
         """Take a loaded backend."""
+        self._folder = folder
         self._architecture = folder.config.architecture
         self._pad = folder.pad
         self.backend = backend
@@ -53,8 +54,7 @@ class Scorer:
             names = {"input_ids": "class_input_ids", "attention_mask": "class_attention_mask"}
             padded = self._padded([prompt.group.ids for prompt in prompts])
             inputs |= {names[name]: value for name, value in padded.items()}
-        logits = self.backend.run("text", inputs)
-        return [row[: len(prompt.group.columns)] for row, prompt in zip(logits, prompts, strict=True)]
+        return self._rows(self.backend.run("text", inputs), prompts)
 
     def batches(self, prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
         """Return the indices of prompts in batches of similar length, the longest first."""
@@ -67,10 +67,33 @@ class Scorer:
         """Return the logits of texts' vectors (B, D) against their labels' vectors."""
         if self.backend.product is None:
             logits = self.backend.run("scorer", {"text": vectors, **self._label_arrays(prompts)})
-            return [row[: len(prompt.group.columns)] for row, prompt in zip(logits, prompts, strict=True)]
+            return self._rows(logits, prompts)
+        self._check_vectors(vectors, len(prompts), prompts[0].group.vectors.shape[1])
         scale, bias = map(np.float32, self.backend.product)
         pairs = zip(vectors, prompts, strict=True)
         return [(prompt.group.vectors @ vector) * scale + bias for vector, prompt in pairs]
+
+    def _rows(self, logits: Floats, prompts: Sequence[Prompt]) -> list[Floats]:
+        """Return each prompt's own logits of a batch (B, C). Raises ModelUnusable where the model gives none."""
+        most = max(len(prompt.group.columns) for prompt in prompts)
+        if logits.ndim != 2 or logits.shape[0] != len(prompts) or logits.shape[1] < most:
+            raise self._folder.unusable(
+                f"scores of shape {logits.shape} came out for {len(prompts)} texts of {most} labels; the graph, or "
+                "class_token_index in config.json, is not that of this model"
+            )
+        rows = [row[: len(prompt.group.columns)] for row, prompt in zip(logits, prompts, strict=True)]
+        if not all(np.isfinite(row).all() for row in rows):
+            raise self._folder.unusable("the model computes scores that are no numbers (infinite, or NaN)")
+        return rows
+
+    def _check_vectors(self, vectors: Floats, rows: int, size: int | None = None) -> None:
+        """Raise ModelUnusable where an encoder's output is no vector for each row, of the size of the others."""
+        if vectors.ndim != 2 or vectors.shape[0] != rows or (size is not None and vectors.shape[1] != size):
+            raise self._folder.unusable(
+                f"vectors of shape {vectors.shape} came out for {rows} texts or labels; the graph is not this model's"
+            )
+        if not np.isfinite(vectors).all():
+            raise self._folder.unusable("the model computes vectors that are no numbers (infinite, or NaN)")
 
     def _label_vectors(self, inputs: dict[bytes, Ids]) -> dict[bytes, Floats]:
         """Return the vector (D,) of each label input, from the cache or the label encoder."""
@@ -80,6 +103,7 @@ class Scorer:
         for batch in plan_batches([len(inputs[key]) for key in new], _LABEL_BATCH_TOKENS):
             keys = [new[i] for i in batch]
             output = self.backend.run("label", self._padded([inputs[key] for key in keys]))
+            self._check_vectors(output, len(keys))
             vectors |= {key: row.copy() for key, row in zip(keys, output, strict=True)}  # not the whole batch
         with self._lock:
             for key, vector in vectors.items():

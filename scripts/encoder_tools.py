@@ -18,15 +18,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
-from gliclass_cli.export.bert_graph import (
-    ActivationRange,
-    BertConfig,
-    Pooling,
-    Weights,
-    build_bert_graph,
-    measure_ranges,
-    serialize,
-)
+from gliclass_cli.export.bert_graph import ActivationRange, BertConfig, Pooling, build_bert_graph, measure_ranges
+from gliclass_cli.export.builder import Weights, serialize
 
 Floats = NDArray[np.float32]
 

@@ -10,16 +10,8 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 import onnxruntime as ort
 
-from gliclass_cli.export.bert_graph import (
-    BertConfig,
-    Floats,
-    Pooling,
-    Precision,
-    Weights,
-    build_bert_graph,
-    measure_ranges,
-    serialize,
-)
+from gliclass_cli.export.bert_graph import BertConfig, Pooling, build_bert_graph, measure_ranges
+from gliclass_cli.export.builder import Floats, Precision, Weights, serialize
 
 HIDDEN, HEADS, LAYERS, INNER, VOCAB, LENGTH = 32, 4, 2, 64, 50, 24
 CONFIG: dict[str, Any] = {

@@ -253,6 +253,7 @@ def cut_weights(folder: Path) -> None:
         (change_config(hidden_size=10**9), "config.json"),
         (change_config(vocab_size=-5), "vocab_size is -5"),
         (change_config(class_token_index=10**6), "class_token_index"),
+        (change_config(architecture_type="encoder-decoder"), "model: the backbone deberta-v2 is no encoder-decoder"),
         (change_config(projector_hidden_act="__import__('os')"), "projector_hidden_act"),
         (change_config(encoder_layer_id=99), "encoder_layer_id is 99; the encoder has 2 layers"),
         (change_config(model_type="bert"), 'model_type is "bert"; only GLiClass checkpoints'),

@@ -251,6 +251,37 @@ def test_a_graph_with_other_inputs_is_refused(exported: tuple[ModelFolder, Parit
         Classifier.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        ("ReduceMax", r"scores of shape \(\) came out for 1 texts of 2 labels"),
+        ("Flatten", r"scores of shape \(1, 1, .*\) came out|cannot load it"),
+        ("Log", "scores that are no numbers"),
+    ],
+)
+def test_a_graph_whose_output_is_no_score_is_refused(
+    exported: tuple[ModelFolder, ParityReport], tmp_path: Path, operator: str, message: str
+) -> None:
+    import onnx
+    from onnx import helper
+
+    folder = Path(shutil.copytree(exported[0].path, tmp_path / "model"))
+    model = onnx.load(folder / "text.onnx")
+    model.graph.node[-1].output[0] = "free"
+    if operator == "ReduceMax":
+        model.graph.node.append(helper.make_node("ReduceMax", ["free"], ["logits"], keepdims=0))
+    elif operator == "Flatten":
+        model.graph.node.append(helper.make_node("Unsqueeze", ["free", "constant.int64.(1,).[0]"], ["logits"]))
+    else:  # of minus a square: never a number
+        model.graph.node.append(helper.make_node("Mul", ["free", "free"], ["square"]))
+        model.graph.node.append(helper.make_node("Neg", ["square"], ["less"]))
+        model.graph.node.append(helper.make_node("Log", ["less"], ["logits"]))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, folder / "text.onnx")
+    with pytest.raises(ModelUnusable, match=message):
+        Classifier.load(folder).predict(["fast delivery"], ["sports", "shipping"])
+
+
 def test_the_backend_says_what_it_is(exported: tuple[ModelFolder, ParityReport], checkpoint: ModelFolder) -> None:
     assert Classifier.load(exported[0].path).backend == f"ONNX Runtime {onnxruntime.__version__}, CPU, fp32"
     assert Classifier.load(checkpoint.path).backend.startswith("PyTorch ")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,16 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match=r"no config\.json: this is not a model folder"):
         read_model_folder(tmp_path)
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ModelUnusable, match=r"config\.json: cannot be read: Is a directory"):
+    with pytest.raises(ModelUnusable, match=r"config\.json: is no file of JSON \(a directory, a pipe, or too large\)"):
         read_model_folder(tmp_path)
+    (tmp_path / "config.json").rmdir()
+    for target in ("/dev/zero", "pipe"):  # one has no end, the other no beginning
+        (tmp_path / "config.json").symlink_to(target)
+        if target == "pipe":
+            os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ModelUnusable, match="is no file of JSON"):
+            read_model_folder(tmp_path)
+        (tmp_path / "config.json").unlink()
 
 
 # --- files of the folder, and only of the folder ---------------------------------------------------------------------

@@ -17,7 +17,7 @@ column in -64..64: one bit less than int8 holds, so that the 16-bit sums of AVX2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,15 +27,19 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-Pooling = Literal["first", "avg"]
-Precision = Literal["fp32", "int8"]
-Floats = NDArray[np.float32]
-Weights = Mapping[str, Floats]
+from gliclass_cli.export.builder import (
+    MICROSOFT,
+    Builder,
+    Floats,
+    Precision,
+    Weights,
+    quantize_columns,
+    quantize_rows,
+    serialize,
+)
 
-_MICROSOFT: Final = "com.microsoft"
-_OPSET: Final = 23
-_WEIGHT_LEVELS: Final = 64
-_EMBEDDING_LEVELS: Final = 127
+Pooling = Literal["first", "avg"]
+
 # The smallest value of GELU is -0.17. With this zero point a token's scale follows from its maximum alone.
 _GELU_MINIMUM: Final = 0.17
 _GELU_ZERO_POINT: Final = 32
@@ -91,19 +95,15 @@ def build_bert_graph(
     """Build the encoder from weights named as in Hugging Face's BertModel; int8 needs `ranges`, see measure_ranges."""
     if precision == "int8" and ranges is None:
         raise ValueError("int8 needs activation ranges: call measure_ranges first")
-    builder = _Encoder(weights, config, pooling, ranges if precision == "int8" else None)
-    builder.encode()
-    return builder.graph.model(config.hidden)
+    return _Encoder(weights, config, pooling, ranges if precision == "int8" else None).encode()
 
 
 def measure_ranges(
     weights: Weights, config: BertConfig, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
 ) -> dict[str, ActivationRange]:
     """Run (ids, mask) batches through the float32 encoder and return each quantised input's range by site name."""
-    builder = _Encoder(weights, config, "avg", None)  # every token reaches every layer
-    builder.encode()
-    model = builder.graph.model(config.hidden)
-    sites = builder.sites
+    encoder = _Encoder(weights, config, "avg", None)  # every token reaches every layer
+    model, sites = encoder.encode(), encoder.sites
     model.graph.output.extend(
         helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None) for tensor in dict.fromkeys(sites.values())
     )
@@ -123,42 +123,6 @@ def measure_ranges(
     return found
 
 
-def serialize(model: onnx.ModelProto) -> bytes:
-    """Return the bytes of a model, the same ones for the same model."""
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-class _Graph:
-    """Nodes and constants of a graph under construction; a constant is stored once, under its name."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-
-    def constant(self, name: str, values: NDArray[np.generic] | Sequence[int]) -> str:
-        """Add a constant, unless its name is there already; plain integers become int64."""
-        if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return name
-
-    def add(self, operator: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
-        """Add a node with one output, and return the output's name."""
-        self._nodes.append(helper.make_node(operator, inputs, [output], name=output, domain=domain, **attributes))
-        return output
-
-    def model(self, hidden: int) -> onnx.ModelProto:
-        """Return the finished model."""
-        inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
-            for name in ("input_ids", "attention_mask")
-        ]
-        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", hidden])
-        graph = helper.make_graph(self._nodes, "bert", inputs, [output], list(self._constants.values()))
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
-        # IR 11 is the first one that knows opset 23.
-        return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="gliclass")
-
-
 class _Encoder:
     """One walk through BERT's layers; token matrices are flat, (B*L, D), everywhere but in attention."""
 
@@ -169,56 +133,59 @@ class _Encoder:
         pooling: Pooling,
         ranges: Mapping[str, ActivationRange] | None,
     ) -> None:
-        self.graph = _Graph()
+        self.graph = Builder()
         self.sites: dict[str, str] = {}  # site of quantisation -> the tensor there
         self._weights = weights
         self._config = config
         self._pooling = pooling
         self._ranges = ranges
 
-    def encode(self) -> None:
-        """Add the whole encoder to the graph."""
+    def encode(self) -> onnx.ModelProto:
+        """Add the whole encoder to the graph, and return the model."""
+        for name in ("input_ids", "attention_mask"):
+            self.graph.input(name, ["batch", "length"])
         self._add_shapes()
         tokens = self._embed()
         for layer in range(self._config.layers):
             tokens = self._layer(layer, tokens)
         if self._pooling == "avg":
             tokens = self._average(tokens)
-        self.graph.add("ReduceL2", [tokens, "ones"], "norm", keepdims=1)
-        self.graph.add("Div", [tokens, "norm"], "embedding")
+        self.graph.add("ReduceL2", tokens, "ones", output="norm", keepdims=1)
+        vector = self.graph.add("Div", tokens, "norm", output="embedding")
+        return self.graph.model(vector, "embedding", ["batch", self._config.hidden], title="bert")
 
     def _add_shapes(self) -> None:
         """Add the run-time shapes, and the mask as attention wants it: (B, 1, 1, L) and, expanded, (B, 1, L, L)."""
         graph, hidden = self.graph, self._config.hidden
-        graph.constant("zeros", [0])
-        graph.constant("ones", [1])
-        graph.constant("flat", [-1, hidden])
-        graph.add("Shape", ["input_ids"], "shape")  # [B, L]
-        graph.add("Gather", ["shape", "zeros"], "batch_size")
-        graph.add("Gather", ["shape", "ones"], "row_length")
-        graph.add("Concat", ["shape", graph.constant("hidden", [hidden])], "by_row", axis=0)  # [B, L, D]
-        graph.add("Cast", ["attention_mask"], "is_real", to=TensorProto.BOOL)
-        graph.add("Unsqueeze", ["is_real", graph.constant("middle", [1, 2])], "key_mask")
-        graph.add("Concat", ["batch_size", "ones", "row_length", "row_length"], "mask_shape", axis=0)
-        graph.add("Expand", ["key_mask", "mask_shape"], "pair_mask")
+        graph.constant([0], "zeros")
+        graph.constant([1], "ones")
+        graph.constant([-1, hidden], "flat")
+        graph.add("Shape", "input_ids", output="shape")  # [B, L]
+        graph.add("Gather", "shape", "zeros", output="batch_size")
+        graph.add("Gather", "shape", "ones", output="row_length")
+        graph.add("Concat", "shape", graph.constant([hidden], "hidden"), output="by_row", axis=0)  # [B, L, D]
+        graph.add("Cast", "attention_mask", output="is_real", to=TensorProto.BOOL)
+        graph.add("Unsqueeze", "is_real", graph.constant([1, 2], "middle"), output="key_mask")
+        graph.add("Concat", "batch_size", "ones", "row_length", "row_length", output="mask_shape", axis=0)
+        graph.add("Expand", "key_mask", "mask_shape", output="pair_mask")
 
     def _embed(self) -> str:
         """Add words and positions, and return the normalised token matrix."""
         graph, weights = self.graph, self._weights
         words = weights["embeddings.word_embeddings.weight"]
         if self._ranges is None:
-            graph.add("Gather", [graph.constant("words", words), "input_ids"], "word")
+            graph.add("Gather", graph.constant(words, "words"), "input_ids", output="word")
         else:
-            rows, scales = _quantize(words, axis=1, levels=_EMBEDDING_LEVELS)
-            graph.add("Gather", [graph.constant("words", rows), "input_ids"], "word.int8")
-            graph.add("Gather", [graph.constant("words.scale", scales), "input_ids"], "word.scale")
-            graph.add("Cast", ["word.int8"], "word.float", to=TensorProto.FLOAT)
-            graph.add("Mul", ["word.float", "word.scale"], "word")
+            rows, scales = quantize_rows(words)
+            graph.add("Gather", graph.constant(rows, "words"), "input_ids", output="word.int8")
+            graph.add("Gather", graph.constant(scales, "words.scale"), "input_ids", output="word.scale")
+            graph.add("Cast", "word.int8", output="word.float", to=TensorProto.FLOAT)
+            graph.add("Mul", "word.float", "word.scale", output="word")
         token_type = weights["embeddings.token_type_embeddings.weight"][0]
         positions = weights["embeddings.position_embeddings.weight"] + token_type
-        graph.add("Slice", [graph.constant("positions", positions), "zeros", "row_length", "zeros"], "position")
-        graph.add("Add", ["word", "position"], "embedded")
-        graph.add("Reshape", ["embedded", "flat"], "embedded.flat")
+        graph.add("Slice", graph.constant(positions, "positions"), "zeros", "row_length", "zeros", output="position")
+        graph.add("Add", "word", "position", output="embedded")
+        graph.add("Reshape", "embedded", "flat", output="embedded.flat")
         return self._normalize("embedded.flat", "embeddings.LayerNorm")
 
     def _layer(self, layer: int, tokens: str) -> str:
@@ -229,19 +196,19 @@ class _Encoder:
         if first_only:
             tokens = self._first_token(tokens, f"{name}.first")
         output = self._linear(f"{name}.attention.output.dense", attended, site=f"{name}.attended")
-        graph.add("Add", [output, tokens], f"{name}.attention.residual")
+        graph.add("Add", output, tokens, output=f"{name}.attention.residual")
         # int8: the second product's bias can't be added before its per-token scale. It rides on the residual instead:
         # LayerNorm adds it, and the first product's bias takes it out again (both exact in real numbers).
         second = f"{name}.output.dense"
         carried = self._weights[f"{second}.bias"] if self._ranges is not None else None
         middle = self._normalize(f"{name}.attention.residual", f"{name}.attention.output.LayerNorm", carried)
         inner = self._linear(f"{name}.intermediate.dense", middle, site=f"{name}.middle", carried=carried)
-        graph.add("Gelu", [inner], f"{name}.gelu", domain=_MICROSOFT)
+        graph.add("Gelu", inner, output=f"{name}.gelu", domain=MICROSOFT)
         if self._ranges is None:
             output = self._linear(second, f"{name}.gelu", site=None)
         else:
             output = self._linear_by_token(second, f"{name}.gelu")
-        graph.add("Add", [output, middle], f"{name}.residual")
+        graph.add("Add", output, middle, output=f"{name}.residual")
         return self._normalize(f"{name}.residual", f"{name}.output.LayerNorm")
 
     def _attention(self, name: str, tokens: str, *, first_only: bool) -> str:
@@ -250,36 +217,36 @@ class _Encoder:
         shapes = {"query": "by_row", "key": "by_row", "value": "by_row"}
         inputs = dict.fromkeys(shapes, self._quantized(tokens, site))
         if first_only:
-            shapes["query"] = graph.constant("one_by_row", [-1, 1, self._config.hidden])
+            shapes["query"] = graph.constant([-1, 1, self._config.hidden], "one_by_row")
             inputs["query"] = self._first_token(inputs["query"], f"{name}.query")
         parts = []
         for part, shape in shapes.items():
             output = self._linear(f"{name}.attention.self.{part}", inputs[part], site=site, quantized=True)
-            parts.append(graph.add("Reshape", [output, shape], f"{output}.rows"))
+            parts.append(graph.add("Reshape", output, shape, output=f"{output}.rows"))
         heads, mask = self._config.heads, "key_mask" if first_only else "pair_mask"
-        graph.add("Attention", [*parts, mask], f"{name}.attention", q_num_heads=heads, kv_num_heads=heads)
-        return graph.add("Reshape", [f"{name}.attention", "flat"], f"{name}.attention.flat")
+        graph.add("Attention", *parts, mask, output=f"{name}.attention", q_num_heads=heads, kv_num_heads=heads)
+        return graph.add("Reshape", f"{name}.attention", "flat", output=f"{name}.attention.flat")
 
     def _first_token(self, tokens: str, output: str) -> str:
         """Return the first token of each row, (B, D)."""
-        rows = self.graph.add("Reshape", [tokens, "by_row"], f"{output}.rows")
-        return self.graph.add("Gather", [rows, self.graph.constant("zero", np.array(0))], output, axis=1)
+        rows = self.graph.add("Reshape", tokens, "by_row", output=f"{output}.rows")
+        return self.graph.add("Gather", rows, self.graph.constant(np.array(0), "zero"), output=output, axis=1)
 
     def _average(self, tokens: str) -> str:
         """Return the sum of each row's real tokens, (B, D): what is normalised is the same as for the mean."""
         graph = self.graph
-        graph.add("Reshape", [tokens, "by_row"], "last.rows")
-        graph.add("Cast", ["attention_mask"], "mask.float", to=TensorProto.FLOAT)
-        graph.add("Unsqueeze", ["mask.float", "ones"], "mask.rows")
-        graph.add("MatMul", ["mask.rows", "last.rows"], "sum.rows")
-        return graph.add("Squeeze", ["sum.rows", "ones"], "sum")
+        graph.add("Reshape", tokens, "by_row", output="last.rows")
+        graph.add("Cast", "attention_mask", output="mask.float", to=TensorProto.FLOAT)
+        graph.add("Unsqueeze", "mask.float", "ones", output="mask.rows")
+        graph.add("MatMul", "mask.rows", "last.rows", output="sum.rows")
+        return graph.add("Squeeze", "sum.rows", "ones", output="sum")
 
     def _normalize(self, tokens: str, name: str, offset: Floats | None = None) -> str:
         """Add a LayerNorm whose shift is increased by `offset`."""
         bias = self._weights[f"{name}.bias"] if offset is None else self._weights[f"{name}.bias"] + offset
-        scale = self.graph.constant(f"{name}.scale", self._weights[f"{name}.weight"])
-        inputs = [tokens, scale, self.graph.constant(f"{name}.bias", bias)]
-        return self.graph.add("LayerNormalization", inputs, name, axis=-1, epsilon=self._config.epsilon)
+        scale = self.graph.constant(self._weights[f"{name}.weight"], f"{name}.scale")
+        inputs = [tokens, scale, self.graph.constant(bias, f"{name}.bias")]
+        return self.graph.add("LayerNormalization", *inputs, output=name, axis=-1, epsilon=self._config.epsilon)
 
     def _linear(
         self,
@@ -296,25 +263,25 @@ class _Encoder:
         if self._ranges is None or site is None:
             if site is not None:
                 self.sites.setdefault(site, tokens)
-            inputs = [tokens, graph.constant(f"{name}.weight", matrix), graph.constant(f"{name}.bias", bias)]
-            return graph.add("Gemm", inputs, name)
+            inputs = [tokens, graph.constant(matrix, f"{name}.weight"), graph.constant(bias, f"{name}.bias")]
+            return graph.add("Gemm", *inputs, output=name)
         if not quantized:
             tokens = self._quantized(tokens, site, carried)
         found = self._ranges[site]
         if carried is not None:
             bias, found = bias - carried @ matrix, found.shifted(carried)
         smooth = _plan(found, site).smooth
-        columns, scales = _quantize(matrix * smooth[:, None], axis=0, levels=_WEIGHT_LEVELS)
+        columns, scales = quantize_columns(matrix * smooth[:, None])
         inputs = [
             tokens,
-            graph.constant(f"{name}.weight", columns),
+            graph.constant(columns, f"{name}.weight"),
             f"{site}.scale",
-            graph.constant(f"{name}.scale", scales[0]),
+            graph.constant(scales, f"{name}.scale"),
             f"{site}.zero_point",
             "",  # the weights' zero point is 0
-            graph.constant(f"{name}.bias", bias),
+            graph.constant(bias, f"{name}.bias"),
         ]
-        return graph.add("MatMulIntegerToFloat", inputs, name, domain=_MICROSOFT)
+        return graph.add("MatMulIntegerToFloat", *inputs, output=name, domain=MICROSOFT)
 
     def _quantized(self, tokens: str, site: str, carried: Floats | None = None) -> str:
         """Return uint8 tokens by the constant range of `site`; in float32 just note which tensor is there."""
@@ -324,43 +291,42 @@ class _Encoder:
         found = self._ranges[site]
         graph, plan = self.graph, _plan(found if carried is None else found.shifted(carried), site)
         if not site.endswith(_EVEN_SITE):
-            even = graph.constant(f"{site}.evener", (1 / plan.smooth).astype(np.float32))
-            tokens = graph.add("Mul", [tokens, even], f"{site}.even")
+            even = graph.constant((1 / plan.smooth).astype(np.float32), f"{site}.evener")
+            tokens = graph.add("Mul", tokens, even, output=f"{site}.even")
         inputs = [
             tokens,
-            graph.constant(f"{site}.scale", np.array(plan.scale, np.float32)),
-            graph.constant(f"{site}.zero_point", np.array(plan.zero_point, np.uint8)),
+            graph.constant(np.array(plan.scale, np.float32), f"{site}.scale"),
+            graph.constant(np.array(plan.zero_point, np.uint8), f"{site}.zero_point"),
         ]
-        return graph.add("QuantizeLinear", inputs, f"{site}.uint8")
+        return graph.add("QuantizeLinear", *inputs, output=f"{site}.uint8")
 
     def _linear_by_token(self, name: str, tokens: str) -> str:
         """Add a matrix product without bias after GELU, each token quantised by its own maximum."""
         graph, above = self.graph, 255 - _GELU_ZERO_POINT
-        columns, scales = _quantize(
-            np.ascontiguousarray(self._weights[f"{name}.weight"].T), axis=0, levels=_WEIGHT_LEVELS
-        )
-        graph.constant("gelu.least", np.array(_GELU_MINIMUM / _GELU_ZERO_POINT * above, np.float32))
-        graph.constant("gelu.step", np.array(1 / above, np.float32))
-        graph.constant("gelu.zero_point", np.array(_GELU_ZERO_POINT, np.uint8))
-        graph.constant("unit", np.array(1, np.float32))
-        graph.add("ReduceMax", [tokens, "ones"], f"{name}.max", keepdims=1)
-        graph.add("Max", [f"{name}.max", "gelu.least"], f"{name}.high")
-        graph.add("Mul", [f"{name}.high", "gelu.step"], f"{name}.token_scale")  # (N, 1)
-        graph.add("Reshape", [f"{name}.token_scale", graph.constant("vector", [-1])], f"{name}.token_scales")  # (N,)
-        graph.add("Shape", [f"{name}.token_scales"], f"{name}.count")
+        columns, scales = quantize_columns(np.ascontiguousarray(self._weights[f"{name}.weight"].T))
+        graph.constant(np.array(_GELU_MINIMUM / _GELU_ZERO_POINT * above, np.float32), "gelu.least")
+        graph.constant(np.array(1 / above, np.float32), "gelu.step")
+        graph.constant(np.array(_GELU_ZERO_POINT, np.uint8), "gelu.zero_point")
+        graph.constant(np.array(1, np.float32), "unit")
+        graph.add("ReduceMax", tokens, "ones", output=f"{name}.max", keepdims=1)
+        graph.add("Max", f"{name}.max", "gelu.least", output=f"{name}.high")
+        graph.add("Mul", f"{name}.high", "gelu.step", output=f"{name}.token_scale")  # (N, 1)
+        vector = graph.constant([-1], "vector")
+        graph.add("Reshape", f"{name}.token_scale", vector, output=f"{name}.token_scales")  # (N,)
+        graph.add("Shape", f"{name}.token_scales", output=f"{name}.count")
         zero = numpy_helper.from_array(np.array([_GELU_ZERO_POINT], np.uint8))
-        graph.add("ConstantOfShape", [f"{name}.count"], f"{name}.zero_points", value=zero)
+        graph.add("ConstantOfShape", f"{name}.count", output=f"{name}.zero_points", value=zero)
         parts = [tokens, f"{name}.token_scales", f"{name}.zero_points"]
-        graph.add("QuantizeLinear", parts, f"{name}.uint8", axis=0)
+        graph.add("QuantizeLinear", *parts, output=f"{name}.uint8", axis=0)
         inputs = [
             f"{name}.uint8",
-            graph.constant(f"{name}.weight", columns),
+            graph.constant(columns, f"{name}.weight"),
             "unit",
-            graph.constant(f"{name}.scale", scales[0]),
+            graph.constant(scales, f"{name}.scale"),
             "gelu.zero_point",
         ]
-        graph.add("MatMulIntegerToFloat", inputs, f"{name}.unscaled", domain=_MICROSOFT)
-        return graph.add("Mul", [f"{name}.unscaled", f"{name}.token_scale"], name)
+        graph.add("MatMulIntegerToFloat", *inputs, output=f"{name}.unscaled", domain=MICROSOFT)
+        return graph.add("Mul", f"{name}.unscaled", f"{name}.token_scale", output=name)
 
 
 @dataclass(frozen=True)
@@ -389,10 +355,3 @@ def _coarse(values: NDArray[np.floating[Any]]) -> Floats:
     mantissa, exponent = np.frexp(values)
     coarse: Floats = np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
     return coarse
-
-
-def _quantize(matrix: Floats, *, axis: int, levels: int) -> tuple[NDArray[np.int8], Floats]:
-    """Return a matrix as int8 and its scales, one for each slice along `axis` (kept as a dimension of 1)."""
-    scales = np.abs(matrix).max(axis=axis, keepdims=True) / np.float32(levels)
-    scales[scales == 0] = 1
-    return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)

@@ -73,11 +73,12 @@ class Builder:
         self._nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))
         return names
 
-    def model(self, output: str, name: str, shape: Sequence[str | int]) -> onnx.ModelProto:
+    def model(self, output: str, name: str, shape: Sequence[str | int], *, title: str = "gliclass") -> onnx.ModelProto:
         """Return the finished model, whose only output is the tensor ``output`` under ``name``."""
-        self.add("Identity", output, output=name)
+        if output != name:
+            self.add("Identity", output, output=name)
         result = helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
-        graph = helper.make_graph(self._nodes, "gliclass", self._inputs, [result], list(self._constants.values()))
+        graph = helper.make_graph(self._nodes, title, self._inputs, [result], list(self._constants.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="gliclass")
 
@@ -155,7 +156,7 @@ class Builder:
         """Look ids up in a table (V, D); int8 keeps a scale for each row."""
         if self.precision == "fp32":
             return self.add("Gather", self.constant(table, self._name("table")), ids)
-        rows, scales = _quantize(table, axis=1, levels=_EMBEDDING_LEVELS)
+        rows, scales = quantize_rows(table)
         found = self.cast(self.add("Gather", self.constant(rows, self._name("table")), ids), "float")
         return self.add("Mul", found, self.add("Gather", self.constant(scales, self._name("scale")), ids))
 
@@ -195,13 +196,13 @@ class Builder:
 
     def _linear_int8(self, tokens: str, weight: Floats, bias: Floats | None) -> str:
         rows, scale = self._quantized_rows(tokens)
-        columns, scales = _quantize(np.ascontiguousarray(weight.T), axis=0, levels=_WEIGHT_LEVELS)
+        columns, scales = quantize_columns(np.ascontiguousarray(weight.T))
         product = self.add(
             "MatMulIntegerToFloat",
             rows,
             self.constant(columns, self._name("weight")),
             self.constant(1.0),
-            self.constant(scales[0], self._name("scale")),
+            self.constant(scales, self._name("scale")),
             self.constant(np.array(_ZERO_POINT, np.uint8)),
             domain=MICROSOFT,
         )
@@ -219,6 +220,22 @@ class Builder:
             points = self.add("ConstantOfShape", self.add("Shape", scales), value=zero)
             self._quantized[tokens] = self.add("QuantizeLinear", tokens, scales, points, axis=0), scale
         return self._quantized[tokens]
+
+
+def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Return a matrix (D, O) that tokens are multiplied by as int8, and the scale of each column (O,)."""
+    columns, scales = _quantize(matrix, axis=0, levels=_WEIGHT_LEVELS)
+    return columns, scales[0]
+
+
+def quantize_rows(table: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Return a table of embeddings (V, D) as int8, and the scale of each row (V, 1)."""
+    return _quantize(table, axis=1, levels=_EMBEDDING_LEVELS)
+
+
+def serialize(model: onnx.ModelProto) -> bytes:
+    """Return the bytes of a model, the same ones for the same model."""
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _quantize(matrix: Floats, *, axis: int, levels: int) -> tuple[NDArray[np.int8], Floats]:

@@ -166,7 +166,9 @@ class _Checkpoint:
         class_mask = builder.input("class_attention_mask", ["batch", "class_length"])
         part = Part(self.weights, "encoder_decoder_model.", self.encoder)
         if self._kind(self.encoder) is not t5:
-            raise ModelUnusable(f"an encoder-decoder over {self.encoder.get('model_type')} cannot be exported")
+            raise ModelUnusable(
+                f"an encoder-decoder over {self.encoder.get('model_type')} cannot be exported; --backend torch runs it"
+            )
         real, class_real = builder.cast(mask, "float"), builder.cast(class_mask, "float")
         text_words, class_words = t5.words(builder, part, ids), t5.words(builder, part, class_ids)
         if config.architecture == "encoder-decoder":
@@ -233,12 +235,8 @@ class _Checkpoint:
 
     def _segments(self, builder: Builder, ids: str, real: str) -> str:
         """Return segment ids (B, L): 0 labels, 1 from the text's token on, 2 from the first example on."""
-        text = heads.section_mask(builder, self.config.text_token_index, ids, builder.add("Max", real, _one(builder)))
+        text = heads.section_mask(builder, self.config.text_token_index, ids, real)
         is_example = builder.add("Equal", ids, builder.constant(np.array(self.config.example_token_index)))
         begun = builder.add("CumSum", builder.cast(is_example, "float"), builder.constant(np.array(1)))
         examples = builder.add("Greater", begun, builder.constant(0.0))
         return builder.cast(builder.add("Where", examples, builder.constant(2.0), text), "int")
-
-
-def _one(builder: Builder) -> str:
-    return builder.constant(1.0)

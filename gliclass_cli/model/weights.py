@@ -42,8 +42,11 @@ def load_model(
     with ExitStack() as stack:
         stored = {tensor.name: tensor for tensor in _open_weights(folder, stack)}
         _check_size(folder, config, len(stored))
-        with _parameters_without_values():
-            model = build_model(config)
+        try:
+            with _parameters_without_values():
+                model = build_model(config)
+        except ModelUnusable as error:
+            raise ModelUnusable(f"{folder}: {error}") from error
         try:
             _fill(model, stored, folder, torch.device(device), dtype)
             return model.to(device).eval()

@@ -14,9 +14,11 @@ def encode(builder: Builder, part: Part, inputs: Inputs, *, layers: int | None =
     """Return the states (B, L, D): the embeddings, and those after each layer.
 
     Raises:
-        ModelUnusable: positions are not absolute.
+        ModelUnusable: positions are not absolute, or attention is that of a decoder.
     """
     config = part.config
+    if config.get("is_decoder"):
+        raise ModelUnusable("BERT as a decoder cannot be exported; --backend torch runs the checkpoint")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise ModelUnusable("BERT with relative positions cannot be exported; --backend torch runs the checkpoint")
     length, hidden = builder.shape_of(inputs.words, 1), int(config["hidden_size"])
