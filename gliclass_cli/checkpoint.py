@@ -23,6 +23,7 @@ SCORERS = ("simple", "weighted-dot", "mlp", "hopfield", "cross-attn", "decoder-k
 BI_ENCODERS = ("bi-encoder", "bi-encoder-fused")
 ENCODER_DECODERS = ("encoder-decoder", "encoder-decoder-cls")
 _LARGEST = 2**31
+_MOST_LABELS = 100_000  # of a backbone's own head, which is not used
 _LARGEST_FILE = 100_000_000  # bytes of a JSON file
 # What transformers takes where a backbone's configuration does not say.
 _DEFAULT_POSITIONS = {
@@ -290,6 +291,8 @@ def _backbone(config: Values, name: str) -> Values:
     values.get("model_type", str)
     if "auto_map" in values.values:
         raise values.wrong("auto_map", "code from a model's folder is never run")
+    if values.optional("num_labels", 2) > _MOST_LABELS:  # transformers would name every one of them
+        raise values.wrong("num_labels", f"at most {_MOST_LABELS}")
     return values
 
 

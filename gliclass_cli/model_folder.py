@@ -302,7 +302,7 @@ def _pad(values: Values) -> int:
     """Return the padding token; the mask hides it, so that any id of the vocabulary will do."""
     encoder: Mapping[str, Any] = values.get("encoder_config", dict)
     for found in (values.values.get("pad_token_id"), encoder.get("pad_token_id")):
-        if type(found) is int and found >= 0:
+        if type(found) is int and 0 <= found < 2**31:
             return found
     return 0
 

@@ -94,12 +94,17 @@ def label_orders(labels: int, permutations: int) -> list[list[int]]:
     """
     rotations = [[*range(start, labels), *range(start)] for start in range(labels)]
     everything = [*rotations, *(order[::-1] for order in rotations)]
-    orders: list[list[int]] = []
+    if permutations >= len(everything):
+        return [list(order) for order in dict.fromkeys(map(tuple, everything))]
+    orders: dict[tuple[int, ...], None] = {}
     for turn in range(permutations):
         order = rotations[turn * labels // permutations]
         wanted = (order[::-1], order) if turn % 2 else (order, order[::-1])
-        orders += [order for order in (*wanted, *everything) if order not in orders][:1]
-    return orders
+        candidates = (tuple(candidate) for candidate in (*wanted, *everything))
+        new = next((candidate for candidate in candidates if candidate not in orders), None)
+        if new is not None:
+            orders[new] = None
+    return [list(order) for order in orders]
 
 
 def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:

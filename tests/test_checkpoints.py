@@ -256,6 +256,10 @@ def cut_weights(folder: Path) -> None:
         (change_config(architecture_type="encoder-decoder"), "model: the backbone deberta-v2 is no encoder-decoder"),
         (change_config(projector_hidden_act="__import__('os')"), "projector_hidden_act"),
         (change_config(encoder_layer_id=99), "encoder_layer_id is 99; the encoder has 2 layers"),
+        (
+            change_config(encoder_config={"model_type": "bert", "num_labels": 10**9}),
+            "num_labels is 1000000000; at most",
+        ),
         (change_config(model_type="bert"), 'model_type is "bert"; only GLiClass checkpoints'),
         (change_config(multimodal=True), "only text"),
         (change_config(normalize_features="yes"), 'normalize_features is "yes"'),
@@ -270,6 +274,11 @@ def test_an_unusable_folder_is_a_clear_error(
     assert message in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("gliclass: ")
+
+
+def test_a_padding_token_beyond_all_numbers_is_none(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = damaged(checkpoints["uni-encoder"], tmp_path / "model", change_config(pad_token_id=10**19))
+    assert classify(folder, "the team won") == classify(checkpoints["uni-encoder"], "the team won")
 
 
 def test_without_pytorch_the_way_out_is_named(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

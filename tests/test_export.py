@@ -144,6 +144,24 @@ def test_nothing_is_written_over(checkpoint: ModelFolder, tmp_path: Path) -> Non
         export_model(checkpoint, tmp_path / "out", builtin_sample(), precision="fp32")
 
 
+def test_a_folder_of_someone_else_is_not_touched(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "mine").touch()
+    with pytest.raises(UsageProblem, match=r"out\.part: is there already"):
+        export_model(checkpoint, tmp_path / "out", builtin_sample()[:2], precision="fp32")
+    assert (tmp_path / "out.part" / "mine").exists()
+
+
+def test_a_label_of_the_sample_that_is_too_long_is_named(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    sample = tmp_path / "sample.jsonl"
+    sample.write_text(json.dumps({"text": "x", "labels": ["a " * 3000, "b"]}) + "\n")
+    result = gliclass("export", str(checkpoint.path), str(tmp_path / "out"), "--sample", str(sample))
+    assert (result.exit_code, f"{sample}: label " in result.stderr) == (2, True)
+    sample.write_text('{"text": null, "labels": ["a", "b"]}\n')
+    result = gliclass("export", str(checkpoint.path), str(tmp_path / "out"), "--sample", str(sample))
+    assert (result.exit_code, f"{sample}:1: " in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("name", ["decoder-kv", "roberta"])
 def test_what_cannot_be_exported_says_so(tmp_path: Path, name: str) -> None:
     decoder = next(case for case in oracle.CASES if case.architecture == "decoder-kv")

@@ -59,12 +59,16 @@ def export(options: ExportOptions) -> None:
     if missing := [name for name in ("torch", "transformers", "onnx") if find_spec(name) is None]:
         raise ModelUnusable(f"export needs {', '.join(missing)}: pip install 'gliclass-cli[torch,export]'")
     from gliclass_cli.export.convert import as_dict, builtin_sample, export_model, report_lines
+    from gliclass_cli.labels import LabelProblem
     from gliclass_cli.loading import open_folder
 
     samples = builtin_sample() if options.sample is None else _samples(options, options.sample)
     folder = open_folder(options.model, Runtime(backend="torch", offline=options.offline, announce=say))
     say(f"building the graphs, and comparing them with PyTorch on {len(samples)} texts ...")
-    report = export_model(folder, Path(options.output), samples, precision="int8" if options.int8 else "fp32")
+    try:
+        report = export_model(folder, Path(options.output), samples, precision="int8" if options.int8 else "fp32")
+    except LabelProblem as problem:
+        raise UsageProblem(f"{options.sample or 'built-in texts'}: {problem}") from problem
     if options.as_json:
         typer.echo(json.dumps({"folder": options.output, **as_dict(report)}))
         return
@@ -85,7 +89,9 @@ def _samples(options: ExportOptions, name: str) -> "list[Sample]":
         try:
             row = json.loads(line) if line.startswith("{") else {"text": line}
             own = labels_from_cell(row["labels"]) if labels is None else labels
-            samples.append(Sample(str(row["text"]), own))
+            if not isinstance(row["text"], str):
+                raise ValueError("text is no text")
+            samples.append(Sample(row["text"], own))
         except (ValueError, KeyError, LabelProblem, RecursionError) as error:
             raise UsageProblem(
                 f"{name}:{number}: needs a text and labels (or -l, --labels for all rows): {error}"

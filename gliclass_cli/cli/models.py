@@ -63,6 +63,7 @@ def list_models(options: ListOptions) -> None:
     """
     from gliclass_cli.hub import cached_models
     from gliclass_cli.loading import open_folder
+    from gliclass_cli.writers import printable
 
     cached = [model.name for model in cached_models()]
     for name in (DEFAULT_MODEL, *(options.folders or ()), *cached):
@@ -73,13 +74,14 @@ def list_models(options: ListOptions) -> None:
                 raise
             say(str(error))
             continue
-        title = " ".join((folder.name, folder.version)).strip()
+        title = printable(" ".join((folder.name, folder.version)).strip())
         typer.echo(f"{name}\t{title}\t{folder.config.architecture}\t{_precision(folder)}\t{_megabytes(folder)}")
 
 
 def info(options: InfoOptions) -> None:
     """Show what a model is and how it is run."""
     from gliclass_cli.loading import open_folder
+    from gliclass_cli.writers import printable
 
     values = describe(open_folder(options.model, Runtime(offline=True)))
     if options.as_json:
@@ -87,7 +89,7 @@ def info(options: InfoOptions) -> None:
         return
     longest = max(map(len, values))
     for name, value in values.items():
-        typer.echo(f"{name:<{longest}}  {value}")
+        typer.echo(f"{name:<{longest}}  {printable(str(value))}")
 
 
 def pull(options: PullOptions) -> None:

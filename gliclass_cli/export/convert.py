@@ -92,8 +92,9 @@ def export_model(folder: ModelFolder, output: Path, samples: Sequence[Sample], *
     backend = TorchBackend(folder, device="cpu", precision="fp32", threads=max(1, torch.get_num_threads()))
     expected = _all_logits(folder, backend, samples)
     part = output.with_name(f"{output.name}.part")
+    if part.exists() or part.is_symlink():
+        raise UsageProblem(f"{part}: is there already, perhaps from an export that was killed; remove it first")
     try:
-        shutil.rmtree(part, ignore_errors=True)
         exported = _write(folder, backend.model, part, "fp32")
         found = _all_logits(exported, open_backend(exported), samples)
         report = _compare_fp32(expected, found)
