@@ -71,13 +71,11 @@ class TorchBackend:
     def _compute(self, part: Part, inputs: Arrays) -> torch.Tensor:
         tensors = {name: self._on_device(value) for name, value in inputs.items()}
         model: Any = self.model
-        if part == "label":
-            return model.encode_labels(**tensors)  # type: ignore[no-any-return]
-        if part == "scorer":
-            return model.score(**tensors)  # type: ignore[no-any-return]
-        if self._architecture == "bi-encoder":
-            return model.encode_text(**tensors)  # type: ignore[no-any-return]
-        return model(**tensors)  # type: ignore[no-any-return]
+        compute = {"label": "encode_labels", "scorer": "score"}.get(part, "forward")
+        if part == "text" and self._architecture == "bi-encoder":
+            compute = "encode_text"
+        output: torch.Tensor = getattr(model, compute)(**tensors)
+        return output
 
     def _on_device(self, value: Any) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(value))
