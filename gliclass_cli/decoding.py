@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliclass_cli.labels import LabelSet
-from gliclass_cli.predictions import Calibration, Choice, Coverage, Prediction
+from gliclass_cli.predictions import USUAL_THRESHOLD, Calibration, Choice, Coverage, Prediction
 
 Floats = NDArray[np.floating[Any]]
 _WHOLE = Coverage()
@@ -22,15 +22,15 @@ class Decoder:
     calibration: Calibration = field(default_factory=Calibration)
 
     def scores(self, logits: Floats) -> Floats:
-        """Return scores 0..1 for logits, both (L,): softmax over the labels, or a sigmoid for each with ``multi``."""
+        """Return scores 0..1 for logits, both (..., L): softmax over the labels, or sigmoids with ``multi``."""
         logits = logits.astype(np.float64)
         if self.choice.multi:
             z = logits / self.calibration.multi_temperature + self.calibration.multi_bias
             sigmoid: Floats = np.exp(-np.logaddexp(0.0, -z))  # cannot overflow
             return sigmoid
         z = logits / self.calibration.single_temperature
-        powers = np.exp(z - z.max())
-        softmax: Floats = powers / powers.sum()
+        powers = np.exp(z - z.max(axis=-1, keepdims=True))
+        softmax: Floats = powers / powers.sum(axis=-1, keepdims=True)
         return softmax
 
     def decode(self, logits: Floats, labels: LabelSet, coverage: Coverage = _WHOLE) -> Prediction:
@@ -41,8 +41,9 @@ class Decoder:
         scores: list[float] = exact.tolist()
         rounded: list[float] = np.round(exact, choice.digits).tolist()
         # By logits, not by scores: those of two very likely labels may both be 1.0.
-        ranking = _best_first(logits.tolist())
-        accepted = self._accepted(ranking, scores)
+        raw: list[float] = logits.tolist()
+        ranking = _best_first(raw)
+        accepted = self._accepted(ranking, scores, names)
         reported: Mapping[str, Any] | None = None
         if choice.with_scores:
             order = range(len(names)) if choice.top_k is None else ranking[: choice.top_k]
@@ -55,15 +56,18 @@ class Decoder:
             labels=tuple(names[j] for j in accepted),
             scores=reported,
             coverage=coverage,
+            logits=tuple(raw) if choice.with_logits else None,
         )
 
-    def _accepted(self, ranking: list[int], scores: list[float]) -> list[int]:
+    def _accepted(self, ranking: list[int], scores: list[float], names: tuple[str, ...]) -> list[int]:
         """Return the indices of the labels that are taken, the best first."""
-        threshold = self.choice.threshold
-        if self.choice.multi:
-            least = 0.5 if threshold is None else threshold
-            return [j for j in ranking if scores[j] >= least]
-        return ranking[:1] if threshold is None or scores[ranking[0]] >= threshold else []
+        threshold, own = self.choice.threshold, self.calibration.thresholds
+        if not self.choice.multi:
+            return ranking[:1] if threshold is None or scores[ranking[0]] >= threshold else []
+        if threshold is None and own:
+            return [j for j in ranking if scores[j] >= own.get(names[j], USUAL_THRESHOLD)]
+        least = USUAL_THRESHOLD if threshold is None else threshold
+        return [j for j in ranking if scores[j] >= least]
 
 
 def _best_first(values: list[float]) -> list[int]:

@@ -1,17 +1,24 @@
 """What is asked of scores, and what is answered: plain values, free of any library."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+USUAL_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Scores from logits z: single = softmax(z / temperature), multi = sigmoid(z / temperature + bias)."""
+    """Scores from logits z: single = softmax(z / temperature), multi = sigmoid(z / temperature + bias).
+
+    ``thresholds``: the score that a label must reach with ``multi`` where no threshold is asked for; the labels that
+    are not in it must reach ``USUAL_THRESHOLD``.
+    """
 
     single_temperature: float = 1.0
     multi_temperature: float = 1.0
     multi_bias: float = 0.0
+    thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +26,8 @@ class Choice:
     """How scores become labels.
 
     Single-label takes the best label, if it reaches ``threshold`` where one is set. ``multi`` takes every label
-    at or above ``threshold`` (0.5 where none is set). ``top_k`` limits the scores reported, never the labels.
+    at or above ``threshold`` (where none is set, above those of the calibration). ``top_k`` limits the scores
+    reported, never the labels. ``with_logits`` keeps what the model gave in ``Prediction.logits``.
     """
 
     multi: bool = False
@@ -28,6 +36,7 @@ class Choice:
     digits: int = 4
     with_scores: bool = True
     nested: bool = False
+    with_logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,8 @@ class Prediction:
     """The answer for one text.
 
     ``label`` is the best accepted label or None, ``score`` its score, ``labels`` all accepted ones, best first;
-    ``scores`` every candidate (or the best few) with its score 0..1, or None where not asked for.
+    ``scores`` every candidate (or the best few) with its score 0..1, ``logits`` of every candidate in its order; each
+    None where not asked for.
     """
 
     label: str | None
@@ -71,6 +81,7 @@ class Prediction:
     labels: tuple[str, ...]
     scores: Mapping[str, Any] | None = None
     coverage: Coverage = Coverage()
+    logits: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value of a row's ``prediction`` key."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliclass_cli.cli.options import (
-    Format,
+    InputOptions,
     LabelOptions,
     ModelOptions,
     OnError,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gliclass_cli.classification import Inputs, Settings
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.labels import LabelSet
-    from gliclass_cli.readers import ReadOptions
     from gliclass_cli.records import Record, RowError
     from gliclass_cli.writers import Writer
 
@@ -38,9 +37,12 @@ EPILOG = """Examples:
 
   tail -f app.log | gliclass classify -l error -l routine --select error"""
 
+_USUAL_WAYS = (
+    "  gliclass classify tickets.jsonl --labels labels.txt\n"
+    "  echo 'I was charged twice' | gliclass classify -l billing -l shipping"
+)
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
-_MOST_ROWS = 10**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,41 +55,6 @@ class RowLabelOptions(LabelOptions):
             "--labels-field", help="Field with the row's own candidates: a list, or text joined by |.", metavar="FIELD"
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputOptions:
-    """What is read, and how."""
-
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[INPUT]...", show_default=False, help="Files, or - for standard input; .gz .bz2 .xz .zst too."
-        ),
-    ] = None
-    text_field: Annotated[
-        list[str] | None,
-        option(
-            "-t",
-            "--text-field",
-            help="Field to classify, dotted if nested; repeated: joined. Default: text, else the only string.",
-            metavar="FIELD",
-        ),
-    ] = None
-    format: Annotated[
-        Format | None, option("-f", "--format", help="Format of the input. Default: by its name, else its first byte.")
-    ] = None
-    encoding: Annotated[str, option("--encoding", help="Encoding of the input.", metavar="NAME")] = "utf-8"
-    delimiter: Annotated[
-        str | None, option("--delimiter", help="Delimiter of CSV input, one character.", metavar="CHAR")
-    ] = None
-    no_header: Annotated[
-        bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
-    ] = False
-    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=_MOST_ROWS, metavar="N")] = 0
-    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=_MOST_ROWS, metavar="N")] = (
-        None
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,19 +115,20 @@ def classify(options: ClassifyOptions) -> None:
     exit code 5. A text that is too long for the model is cut, and prediction.truncated says so. With -o the file
     appears under its name when it is complete; until then the work is in FILE.part.
     """
-    names = _input_names(options)
+    names = options.names("classify", _USUAL_WAYS)
     labels = _labels(options)
+    calibration = options.calibration_file()
     _check_files(options, names)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
 
-    inputs = Inputs(names, _read_options(options))
-    classifier = load_classifier(options, labels)
+    inputs = Inputs(names, options.read_options())
+    classifier = load_classifier(options, labels, calibration)
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
     progress = Progress(names, shown=shown)
-    bad_rows = _BadRows(progress)
+    bad_rows = BadRows(progress, " (--rejects FILE keeps them all)")
     with ExitStack() as stack:
         output = stack.enter_context(Output(options.output))
         rejects = stack.enter_context(Output(options.rejects)) if options.rejects is not None else None
@@ -193,37 +161,25 @@ def classify(options: ClassifyOptions) -> None:
         raise typer.Exit(int(ExitCode.NEGATIVE))
 
 
-class _BadRows:
+class BadRows:
     """Tells the first bad rows, then only how many there were."""
 
-    def __init__(self, progress: "Progress") -> None:
+    def __init__(self, progress: "Progress", hint: str = "") -> None:
         self._count = 0
         self._progress = progress
+        self._hint = hint
 
     def tell(self, record: "Record", error: "RowError") -> None:
+        """Tell of a bad row, or only count it."""
         self._count += 1
         if self._count <= _TOLD_ROWS:
             self._progress.clear()
             say(f"{record.where}: {error.message}")
 
     def end(self) -> None:
+        """Tell how many there were beyond those told."""
         if self._count > _TOLD_ROWS:
-            say(f"... and {self._count - _TOLD_ROWS:,} more rows with errors (--rejects FILE keeps them all)")
-
-
-def _input_names(options: ClassifyOptions) -> tuple[str, ...]:
-    """Return the inputs; standard input where none is named, unless a person sits there. Raises UsageProblem."""
-    names = tuple(options.inputs or ())
-    if not names and is_terminal(sys.stdin):
-        raise UsageProblem(
-            "nothing to classify: name files, or pipe rows in; for example\n"
-            "  gliclass classify tickets.jsonl --labels labels.txt\n"
-            "  echo 'I was charged twice' | gliclass classify -l billing -l shipping\n"
-            "Help: gliclass classify --help"
-        )
-    if names.count(STDIN) > 1:
-        raise UsageProblem("standard input (-) can be read once only")
-    return names or (STDIN,)
+            say(f"... and {self._count - _TOLD_ROWS:,} more rows with errors{self._hint}")
 
 
 def _selected(options: ClassifyOptions) -> list[str]:
@@ -250,7 +206,8 @@ def _labels(options: ClassifyOptions) -> "LabelSet | None":
 
 def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
     """Raise UsageProblem where one file would be written over another, or over what an earlier run left."""
-    read = {Path(name).resolve() for name in (*names, options.labels or STDIN) if name != STDIN}
+    given = (*names, options.labels, options.calibration)
+    read = {Path(name).resolve() for name in given if name and name != STDIN}
     written: set[Path] = set()
     for flag, name in (("--output", options.output), ("--rejects", options.rejects)):
         if name == "" or (flag == "--rejects" and name == STDIN):
@@ -265,18 +222,6 @@ def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
         if options.skip and part.is_file() and part.stat().st_size:
             raise UsageProblem(f"{part}: holds the rows of an earlier run; rename it first, so that they are not lost")
         written |= {path, part}
-
-
-def _read_options(options: ClassifyOptions) -> "ReadOptions":
-    from gliclass_cli.readers import ReadOptions
-
-    return ReadOptions(
-        format=options.format.value if options.format else None,
-        encoding=options.encoding,
-        delimiter=options.delimiter,
-        header=not options.no_header,
-        text_fields=tuple(options.text_field or ()),
-    )
 
 
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":

@@ -56,7 +56,7 @@ def tag(options: TagOptions) -> None:
     from gliclass_cli.files import Output
     from gliclass_cli.writers import JsonlWriter
 
-    classifier = load_classifier(options, labels)
+    classifier = load_classifier(options, labels, options.calibration_file())
     output, writer, pretty = Output(None), JsonlWriter(), is_terminal(sys.stdout)
     queries = (
         Query(record, record.fields["text"] if record.fields and not record.error else None, labels)
