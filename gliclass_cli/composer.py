@@ -11,10 +11,13 @@ and ``<<...>>`` for the model's own tokens:
       text first         [CLS] text task <<LABEL>> <<LABEL>> ... <<SEP>> <<EXAMPLE>> ... <<SEP>> [SEP]
     encoder-decoder      text <<EXAMPLE>> ... <<SEP>> </s>     and <<LABEL>> l1 <<LABEL>> l2 ... <<SEP>> task </s>
     decoder-kv           task <<EXAMPLE>> ... <<SEP>> text <<SEP>> l1 <<LABEL>> l2 <<LABEL>> ... <<SEP>>
+
+A bi-encoder reads an example by itself too, as a text; its label moves towards it (see ``prototypes.py``).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,8 @@ from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import UsageProblem
 from gliclass_cli.labels import LabelProblem, LabelSet
 from gliclass_cli.model_folder import ModelFolder
-from gliclass_cli.prompts import Reading, groups, joined, label_orders, windows, word_example, word_label
+from gliclass_cli.prompts import Example, Reading, groups, joined, label_orders, windows, word_example, word_label
+from gliclass_cli.prototypes import teachable
 from gliclass_cli.tokens import Ids, Tokenizer
 
 # Beside the labels there is always room for a text of so many tokens, or for half of a shorter input.
@@ -38,13 +42,27 @@ class LabelGroup:
     """Labels that are read together. ``columns`` (C,) says which of the label set they are, in their order here.
 
     ``ids`` is their part of the prompt; where labels are read by themselves, ``inputs`` holds the input of each, and
-    ``vectors`` (C, D) what the label encoder made of them.
+    ``vectors`` (C, D) what the label encoder made of them; examples may add ``shifts`` (C,) to their logits.
     """
 
     columns: NDArray[np.int64]
     ids: Ids
     inputs: tuple[Ids, ...] = ()
     vectors: Any = None
+    shifts: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """Examples that a bi-encoder reads as texts.
+
+    ``inputs`` are those of all examples, the same tuple for every label set; ``chosen`` (N,) says which of them carry
+    labels of the set, and ``carried`` (N, K) which labels.
+    """
+
+    inputs: tuple[Ids, ...]
+    chosen: NDArray[np.int64]
+    carried: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +73,7 @@ class PreparedLabels:
     groups: tuple[LabelGroup, ...]
     room: int
     split: int  # groups that hold the set once; more than one where it does not fit into one prompt
+    shown: Shown | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,9 +144,19 @@ class Composer:
         tied = folder.label_tokenizer == folder.tokenizer
         self._label_tokenizer = self.tokenizer if tied else Tokenizer(folder.label_tokenizer)
         self._marks = None if self.architecture == "bi-encoder" else self._find_marks()
-        glued = reading.prompt if self._task_before_text else ""
-        self._task = self.tokenizer.encode([glued], first=self._text_is_first)[0]  # in one piece with the text
-        self._fixed = self._compose_fixed()
+        self._read_task()
+
+    def with_task(self, prompt: str, examples: tuple[Example, ...] = ()) -> "Composer":
+        """Return a composer for another task and other examples. Raises UsageProblem, as making one does."""
+        other = copy(self)
+        other.reading = replace(self.reading, prompt=prompt, examples=examples)
+        other._read_task()
+        return other
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the model was made to read solved examples beside a text."""
+        return self._marks is not None and self._marks.example is not None
 
     def labels(self, labels: LabelSet) -> PreparedLabels:
         """Tokenise a label set, and split it into groups that fit.
@@ -154,7 +183,22 @@ class Composer:
             for order in label_orders(len(members), permutations)
         )
         longest = 0 if self.architecture in ENCODER_DECODERS else max(len(group.ids) for group in composed)
-        return PreparedLabels(labels, composed, max(1, self._text_room() - longest), len(split))
+        room = max(1, self._text_room() - longest)
+        return PreparedLabels(labels, composed, room, len(split), self._shown(labels))
+
+    def check_examples(self, labels: PreparedLabels) -> None:
+        """Raise UsageProblem where a bi-encoder's examples tell none of the labels from another."""
+        if labels.shown is None or teachable(labels.shown.carried):
+            return
+        names = ", ".join(labels.labels.names[:3]) + (", ..." if len(labels.labels) > 3 else "")
+        if not len(labels.shown.chosen):
+            raise UsageProblem(
+                f"the examples' labels match none of the labels ({names}): write them the same, or leave --examples out"
+            )
+        raise UsageProblem(
+            f"the examples do not tell the labels ({names}) apart: give examples of at least two of them, or leave "
+            "--examples out"
+        )
 
     def worded(self, labels: LabelSet) -> list[str]:
         """Return labels as the model reads them."""
@@ -172,6 +216,36 @@ class Composer:
                 task = self._task_length(ids)
             composed.append(self._compose_one(ids[:task], ids[task:], labels))
         return composed
+
+    def _read_task(self) -> None:
+        """Tokenise what stands in every prompt."""
+        glued = self.reading.prompt if self._task_before_text else ""
+        self._task = self.tokenizer.encode([glued], first=self._text_is_first)[0]  # in one piece with the text
+        self._fixed = self._compose_fixed()
+        self._shown_inputs = self._compose_shown() if self.architecture == "bi-encoder" else ()
+
+    def _compose_shown(self) -> tuple[Ids, ...]:
+        """Return the examples as a bi-encoder reads texts, cut where they are too long."""
+        examples, task = self.reading.examples, self.reading.prompt
+        texts = [self._with_task(example.text) if task else example.text for example in examples]
+        room = max(1, self._text_room())
+        around = self.tokenizer.prefix, self.tokenizer.suffix
+        return tuple(
+            np.concatenate((around[0], ids[:room], around[1])) for ids in self.tokenizer.encode(texts, first=True)
+        )
+
+    def _shown(self, labels: LabelSet) -> Shown | None:
+        """Return which examples carry which of the labels; None where the model reads no examples by themselves."""
+        if not self._shown_inputs:
+            return None
+        column = {name: number for number, name in enumerate(labels.names)}
+        carried = np.zeros((len(self._shown_inputs), len(labels)), dtype=np.bool_)
+        for row, example in enumerate(self.reading.examples):
+            for label in example.labels:
+                if label.strip() in column:
+                    carried[row, column[label.strip()]] = True
+        chosen = np.flatnonzero(carried.any(axis=1))
+        return Shown(self._shown_inputs, chosen, carried[chosen])
 
     def _with_task(self, text: str) -> str:
         """Return task and text as one; bi-encoders read a space between them, whatever the task ends in."""
@@ -296,7 +370,8 @@ class Composer:
 
     def _compose_examples(self) -> Ids:
         if self._marks is None:
-            raise UsageProblem("a bi-encoder reads a text by itself, without examples; leave --examples out")
+            self._check_dot_product()
+            return _EMPTY
         if self._marks.example is None:
             raise UsageProblem(
                 "this model was made without examples (it has no token <<EXAMPLE>>); leave --examples out"
@@ -305,6 +380,14 @@ class Composer:
         pieces = self.tokenizer.encode(worded, first=False)
         mark = self._marks.example
         return np.concatenate((_flat((mark, ids) for ids in pieces), self._marks.separator))
+
+    def _check_dot_product(self) -> None:
+        folder = self.folder
+        if folder.config.scorer != "simple" or (folder.onnx is not None and folder.onnx.scorer is not None):
+            raise UsageProblem(
+                "examples move a bi-encoder's labels where a dot product compares them with a text; this model has "
+                f"a scorer of its own ({folder.config.scorer}); leave --examples out"
+            )
 
     def _task_length(self, ids: Ids) -> int:
         """Return how many of the ids of task and text together are the task's."""

@@ -8,17 +8,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gliclass_cli.backends import Arrays, Backend
+from gliclass_cli.backends import Arrays, Backend, Part
 from gliclass_cli.batching import plan_batches
 from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
-from gliclass_cli.composer import PreparedLabels, Prompt
+from gliclass_cli.composer import LabelGroup, PreparedLabels, Prompt, Shown
 from gliclass_cli.decoding import Floats
 from gliclass_cli.model_folder import ModelFolder
+from gliclass_cli.prototypes import Product, make_prototypes
 from gliclass_cli.tokens import Ids
 
 # Label vectors kept for rows that bring their own labels; one takes about 2 kB.
 _LABEL_CACHE = 16_384
-_LABEL_BATCH_TOKENS = 256
+_ENCODED_TOKENS = 256
 
 
 class Scorer:
@@ -31,16 +32,19 @@ class Scorer:
         self._pad = folder.pad
         self.backend = backend
         self._vectors: OrderedDict[bytes, Floats] = OrderedDict()
+        self._examples: tuple[tuple[Ids, ...], Floats] | None = None
         self._lock = threading.Lock()
 
     def prepare(self, labels: PreparedLabels) -> PreparedLabels:
-        """Encode labels that are read by themselves; other label sets stay as they are."""
+        """Encode labels that are read by themselves, and move them towards examples; others stay as they are."""
         if self._architecture not in BI_ENCODERS:
             return labels
         inputs = {ids.tobytes(): ids for group in labels.groups for ids in group.inputs}
         vectors = self._label_vectors(inputs)
         stacked = [np.stack([vectors[ids.tobytes()] for ids in group.inputs]) for group in labels.groups]
         groups = [replace(group, vectors=found) for group, found in zip(labels.groups, stacked, strict=True)]
+        if labels.shown is not None and len(labels.shown.chosen):
+            groups = [self._taught(group, labels.shown) for group in groups]
         return replace(labels, groups=tuple(groups))
 
     def score(self, prompts: Sequence[Prompt]) -> list[Floats]:
@@ -70,8 +74,28 @@ class Scorer:
             return self._rows(logits, prompts)
         self._check_vectors(vectors, len(prompts), prompts[0].group.vectors.shape[1])
         scale, bias = map(np.float32, self.backend.product)
-        pairs = zip(vectors, prompts, strict=True)
-        return [(prompt.group.vectors @ vector) * scale + bias for vector, prompt in pairs]
+        rows = []
+        for vector, prompt in zip(vectors, prompts, strict=True):
+            row = (prompt.group.vectors @ vector) * scale + bias
+            rows.append(row if prompt.group.shifts is None else row + prompt.group.shifts)
+        return rows
+
+    def _taught(self, group: LabelGroup, shown: Shown) -> LabelGroup:
+        """Move the label vectors of a group towards the examples' text vectors."""
+        if self.backend.product is None:  # the composer has refused
+            return group
+        texts = self._example_vectors(shown.inputs)[shown.chosen]
+        self._check_vectors(texts, len(texts), group.vectors.shape[1])
+        product = Product(*self.backend.product, self._folder.calibration)
+        made = make_prototypes(group.vectors, texts, shown.carried[:, group.columns], product)
+        return replace(group, vectors=made.vectors, shifts=made.shifts)
+
+    def _example_vectors(self, inputs: tuple[Ids, ...]) -> Floats:
+        """Return the text vectors (N, D) of all examples of a run, computed together at first."""
+        with self._lock:
+            if self._examples is None or self._examples[0] is not inputs:
+                self._examples = inputs, np.stack(self._encode("text", inputs))
+            return self._examples[1]
 
     def _rows(self, logits: Floats, prompts: Sequence[Prompt]) -> list[Floats]:
         """Return each prompt's own logits of a batch (B, C). Raises ModelUnusable where the model gives none."""
@@ -100,11 +124,7 @@ class Scorer:
         with self._lock:
             vectors = {key: self._vectors[key] for key in inputs if key in self._vectors}
         new = [key for key in inputs if key not in vectors]
-        for batch in plan_batches([len(inputs[key]) for key in new], _LABEL_BATCH_TOKENS):
-            keys = [new[i] for i in batch]
-            output = self.backend.run("label", self._padded([inputs[key] for key in keys]))
-            self._check_vectors(output, len(keys))
-            vectors |= {key: row.copy() for key, row in zip(keys, output, strict=True)}  # not the whole batch
+        vectors |= zip(new, self._encode("label", [inputs[key] for key in new]), strict=True)
         with self._lock:
             for key, vector in vectors.items():
                 self._vectors[key] = vector
@@ -112,6 +132,15 @@ class Scorer:
             while len(self._vectors) > _LABEL_CACHE:
                 self._vectors.popitem(last=False)
         return vectors
+
+    def _encode(self, part: Part, inputs: Sequence[Ids]) -> list[Floats]:
+        """Return the vector (D,) of each input, in order."""
+        vectors: dict[int, Floats] = {}
+        for batch in plan_batches([len(ids) for ids in inputs], _ENCODED_TOKENS):
+            output = self.backend.run(part, self._padded([inputs[i] for i in batch]))
+            self._check_vectors(output, len(batch))
+            vectors |= {i: row.copy() for i, row in zip(batch, output, strict=True)}  # not the whole batch
+        return [vectors[i] for i in range(len(inputs))]
 
     def _padded(self, ids: Sequence[Ids]) -> Arrays:
         """Return ids and mask (B, L) of B inputs, padded to the longest."""

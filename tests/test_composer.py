@@ -188,8 +188,6 @@ def test_what_takes_all_room_is_refused(checkpoints: dict[Any, Path]) -> None:
         composer_of(checkpoints[UNI], max_length=64, prompt="good " * 60)
     with pytest.raises(UsageProblem, match="the task and the examples take"):
         composer_of(checkpoints[UNI], max_length=64, examples=(Example("good " * 60, ("sports",)),))
-    with pytest.raises(UsageProblem, match="without examples"):
-        composer_of(checkpoints["bi-encoder", "bert", True], examples=(Example("good", ("sports",)),))
 
 
 # --- the pure parts --------------------------------------------------------------------------------------------------
