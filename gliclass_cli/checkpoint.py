@@ -41,7 +41,8 @@ class CheckpointConfig:
     """What a checkpoint's ``config.json`` says; names and defaults are those of the reference package.
 
     ``encoder`` and ``label_encoder`` are the configurations of the backbones as transformers writes them. ``raw`` is
-    the whole file, so that a checkpoint is saved with everything it came with.
+    the whole file, so that a checkpoint is saved with everything it came with. ``shared_encoder`` is our own: a
+    bi-encoder whose labels go through the text encoder too, with nothing between pooling and scorer.
     """
 
     architecture: str
@@ -73,6 +74,7 @@ class CheckpointConfig:
     scorer_attn_dropout: float
     scorer_encoder_num_layers: int
     scorer_full_sequence: bool
+    shared_encoder: bool
     problem_type: str
     raw: Mapping[str, Any]
 
@@ -216,13 +218,16 @@ def parse_checkpoint_config(raw: Mapping[str, Any], file: str) -> CheckpointConf
     architecture = config.one_of("architecture_type", ARCHITECTURES, "uni-encoder")
     _refuse_unknown(config, architecture)
     encoder = _backbone(config, "encoder_config")
-    label_encoder = _backbone(config, "label_model_config") if architecture in BI_ENCODERS else None
+    shared = config.optional("shared_encoder", False)
+    label_encoder = None
+    if architecture in BI_ENCODERS:
+        label_encoder = encoder if shared else _backbone(config, "label_model_config")
     # Older files hold of a backbone only what differs from its kind's defaults; these two are always at the top too.
     vocab_size = config.whole("vocab_size", 1, encoder.values.get("vocab_size"))
     checked = CheckpointConfig(
         architecture=architecture,
         encoder=encoder.values,
-        label_encoder=None if label_encoder is None else label_encoder.values,
+        label_encoder=label_encoder.values if label_encoder else None,
         encoder_model_name=_name(config, "encoder_model_name"),
         label_model_name=_name(config, "label_model_name"),
         hidden_size=config.whole("hidden_size", 1, encoder.values.get("hidden_size", encoder.values.get("d_model"))),
@@ -249,6 +254,7 @@ def parse_checkpoint_config(raw: Mapping[str, Any], file: str) -> CheckpointConf
         scorer_attn_dropout=_share(config, "scorer_attn_dropout"),
         scorer_encoder_num_layers=config.whole("scorer_encoder_num_layers", 1, 2),
         scorer_full_sequence=config.optional("scorer_full_sequence", False),
+        shared_encoder=shared,
         problem_type=config.optional("problem_type", "single_label_classification"),
         raw=raw,
     )
@@ -268,6 +274,8 @@ def _check_combination(checked: CheckpointConfig, config: Values) -> None:
         raise config.wrong("pooling_strategy", f"a {checked.architecture} needs one vector for each text")
     if checked.scorer == "cross-attn" and checked.architecture != "uni-encoder":
         raise config.wrong("scorer_type", "it belongs to the architecture uni-encoder")
+    if checked.shared_encoder and (checked.architecture, checked.scorer) != ("bi-encoder", "simple"):
+        raise config.wrong("shared_encoder", "it belongs to a bi-encoder with the scorer simple")
     if checked.scorer == "cross-attn" and checked.hidden_size % checked.scorer_num_heads:
         raise config.wrong("scorer_num_heads", f"it must divide hidden_size, {checked.hidden_size}")
     layers = checked.encoder.get("num_hidden_layers", checked.encoder.get("num_layers"))

@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ from gliclass_cli.decoding import Decoder, Floats
 from gliclass_cli.labels import LabelProblem, LabelSet, make_labels
 from gliclass_cli.loading import check_runtime, open_backend, open_folder
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder
-from gliclass_cli.predictions import Choice, Coverage, Prediction, Refusal, Truncation
+from gliclass_cli.predictions import Calibration, Choice, Coverage, Prediction, Refusal, Truncation
 from gliclass_cli.prompts import Reading
 from gliclass_cli.runtime import Runtime
 from gliclass_cli.scoring import Scorer
@@ -122,11 +122,17 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, model: str | Path = DEFAULT_MODEL, reading: Reading | None = None, runtime: Runtime | None = None
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        reading: Reading | None = None,
+        runtime: Runtime | None = None,
+        *,
+        calibration: Calibration | None = None,
     ) -> "Classifier":
         """Load the bundled model, a model folder, or a model of the Hugging Face hub (``org/name``).
 
-        ``reading`` says how texts and labels are put before the model, ``runtime`` what computes it.
+        ``reading`` says how texts and labels are put before the model, ``runtime`` what computes it; ``calibration``
+        replaces the model's own.
 
         Raises:
             ModelUnusable: there is no such model, or it cannot be run.
@@ -134,6 +140,8 @@ class Classifier:
         """
         check_runtime(runtime or Runtime())
         folder = open_folder(str(model), runtime)
+        if calibration is not None:
+            folder = replace(folder, calibration=calibration)
         backend = open_backend(folder, runtime)
         composer = Composer(folder, reading, slots=backend.slots, length=backend.length)
         return cls(folder, composer, Scorer(folder, backend))
@@ -162,6 +170,7 @@ class Classifier:
 
         Raises:
             LabelProblem: no labels, one twice, or one that is too long for the model.
+            UsageProblem: the examples of ``Reading`` are of none of the labels.
             TypeError: one text instead of several.
             ValueError: a text is too long, and ``Reading(long="error")`` was asked for.
         """
@@ -180,8 +189,15 @@ class Classifier:
         return predictions
 
     def check_labels(self, labels: LabelSet) -> int:
-        """Return into how many groups the labels must be split to fit. Raises LabelProblem."""
-        return self._prepare(labels)[1].split
+        """Return into how many groups the labels must be split to fit.
+
+        Raises:
+            LabelProblem: a label is too long for the model.
+            UsageProblem: examples were given, and a model that reads them by themselves finds none for the labels.
+        """
+        prepared = self._prepare(labels)[1]
+        self._composer.check_examples(prepared)
+        return prepared.split
 
     def stream(
         self,

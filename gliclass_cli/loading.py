@@ -78,7 +78,7 @@ def pull_model(name: HubName, runtime: Runtime, *, force: bool = False) -> Path:
 def check_runtime(runtime: Runtime) -> None:
     """Refuse, before anything is downloaded, what is not installed. Raises ModelUnusable."""
     if runtime.wants_torch and not torch_installed():
-        raise ModelUnusable(f"--backend torch, --device cuda, fp16 and bf16 need PyTorch: {INSTALL_TORCH}")
+        raise ModelUnusable(f"--backend torch, --adapter, --device cuda, fp16 and bf16 need PyTorch: {INSTALL_TORCH}")
 
 
 def open_backend(folder: ModelFolder, runtime: Runtime | None = None) -> Backend:
@@ -96,7 +96,7 @@ def open_backend(folder: ModelFolder, runtime: Runtime | None = None) -> Backend
         if runtime.precision not in ("auto", folder.onnx.precision):
             raise folder.unusable(f"holds {folder.onnx.precision}, not {runtime.precision}; leave --precision out")
         return OnnxBackend(folder, folder.onnx, threads=threads)
-    if not folder.has_weights:
+    if not folder.has_weights and not folder.config.shared_encoder:
         raise folder.unusable(
             "holds ONNX files only, which run on the CPU; PyTorch (--backend torch, --device cuda, --precision fp16 or "
             "bf16) needs the checkpoint with its model.safetensors"
@@ -109,7 +109,9 @@ def open_backend(folder: ModelFolder, runtime: Runtime | None = None) -> Backend
         )
     from gliclass_cli.backends.pytorch import TorchBackend
 
-    return TorchBackend(folder, device=runtime.device, precision=runtime.precision, threads=threads)
+    return TorchBackend(
+        folder, device=runtime.device, precision=runtime.precision, threads=threads, adapter=runtime.adapter
+    )
 
 
 def _takes_onnx(folder: ModelFolder, runtime: Runtime) -> bool:

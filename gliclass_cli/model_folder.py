@@ -16,12 +16,15 @@
                                          logit = scale * (text . label) + bias
     calibration                          {single: {temperature}, multi: {temperature, bias}}
     self_check                           {text, labels, logits, tolerance}: what a sound installation answers
+
+A checkpoint may say how it is used in a section ``inference``, which ``gliclass train`` writes: label_template,
+max_length and calibration, as above.
 """
 
 import hashlib
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,27 @@ class OnnxModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """How a model is used, unless the user says otherwise: tokens of an input, a label's wording, scores."""
+
+    max_length: int
+    label_template: str
+    calibration: Calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``config.json`` says of it."""
+        scores = self.calibration
+        return {
+            "max_length": self.max_length,
+            "label_template": self.label_template,
+            "calibration": {
+                "single": {"temperature": scores.single_temperature},
+                "multi": {"temperature": scores.multi_temperature, "bias": scores.multi_bias},
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class SelfCheck:
     """A text, labels, and the logits that a sound installation gives them, to ``tolerance``."""
 
@@ -103,6 +127,17 @@ class ModelFolder:
     onnx: OnnxModel | None
     has_weights: bool
     self_check: SelfCheck | None
+
+    @property
+    def usage(self) -> Usage:
+        """How the model is used."""
+        return Usage(self.max_length, self.label_template, self.calibration)
+
+    def as_checkpoint(self) -> "ModelFolder":
+        """Return the folder with the configuration that a checkpoint made of it is saved with."""
+        raw = {name: value for name, value in self.config.raw.items() if name != "onnx"}
+        raw["inference"] = self.usage.to_dict()
+        return replace(self, config=parse_checkpoint_config(raw, str(self.path / "config.json")))
 
     @property
     def size(self) -> int:
@@ -145,6 +180,8 @@ def read_model_folder(
         raise ModelUnusable(f"{path}: {_what_is_missing(path)}")
     tokenizer = _tokenizer(path)
     positions = min(_LONGEST, config.positions or _LONGEST)
+    usual = Usage(min(_USUAL_LENGTH, positions), LABEL_SLOT, Calibration())
+    usage = _usage(values.section("inference"), config) if "inference" in raw else usual
     return ModelFolder(
         path=path,
         name=path.name,
@@ -155,10 +192,10 @@ def read_model_folder(
         tokenizer=tokenizer,
         label_tokenizer=_label_tokenizer(path, config, tokenizer, find_tokenizer),
         pad=_pad(values),
-        max_length=min(_USUAL_LENGTH, positions),
+        max_length=usage.max_length,
         positions=positions,
-        label_template=LABEL_SLOT,
-        calibration=Calibration(),
+        label_template=usage.label_template,
+        calibration=usage.calibration,
         onnx=published,
         has_weights=has_weights,
         self_check=None,
@@ -179,13 +216,7 @@ def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder
     version = onnx.get("format_version", int)
     if version != FORMAT_VERSION:
         raise ModelUnusable(f"{path}: format_version {version} is not known; this program knows {FORMAT_VERSION}")
-    template = onnx.get("label_template", str)
-    if LABEL_SLOT not in template:
-        raise onnx.wrong("label_template", f"it must hold {LABEL_SLOT}")
-    calibration = onnx.section("calibration")
-    max_length = onnx.whole("max_length", _LEAST_LENGTH)
-    if config.positions is not None and max_length > config.positions:
-        raise onnx.wrong("max_length", f"the model has {config.positions} positions")
+    usage = _usage(onnx, config)
     tokenizer = _inside(path, onnx.get("tokenizer", str))
     label_tokenizer = onnx.optional("label_tokenizer", "")
     return ModelFolder(
@@ -198,17 +229,33 @@ def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder
         tokenizer=tokenizer,
         label_tokenizer=_inside(path, label_tokenizer) if label_tokenizer else tokenizer,
         pad=onnx.whole("pad_token_id", 0),
+        max_length=usage.max_length,
+        positions=max(usage.max_length, min(_LONGEST, config.positions or _LONGEST)),
+        label_template=usage.label_template,
+        calibration=usage.calibration,
+        onnx=_graphs(path, config, onnx),
+        has_weights=False,
+        self_check=_self_check(onnx.section("self_check")),
+    )
+
+
+def _usage(values: Values, config: CheckpointConfig) -> Usage:
+    """Read how a model is used."""
+    template = values.get("label_template", str)
+    if LABEL_SLOT not in template:
+        raise values.wrong("label_template", f"it must hold {LABEL_SLOT}")
+    calibration = values.section("calibration")
+    max_length = values.whole("max_length", _LEAST_LENGTH)
+    if config.positions is not None and max_length > config.positions:
+        raise values.wrong("max_length", f"the model has {config.positions} positions")
+    return Usage(
         max_length=max_length,
-        positions=max(max_length, min(_LONGEST, config.positions or _LONGEST)),
         label_template=template,
         calibration=Calibration(
             single_temperature=calibration.section("single").positive("temperature"),
             multi_temperature=calibration.section("multi").positive("temperature"),
             multi_bias=calibration.section("multi").number("bias"),
         ),
-        onnx=_graphs(path, config, onnx),
-        has_weights=False,
-        self_check=_self_check(onnx.section("self_check")),
     )
 
 

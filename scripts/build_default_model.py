@@ -169,6 +169,7 @@ def describe(
         "model_type": "GLiClass",
         "architectures": ["GLiClassBiEncoder"],
         "architecture_type": "bi-encoder",
+        "shared_encoder": True,
         "encoder_model_name": "BAAI/bge-small-en-v1.5",
         "label_model_name": "BAAI/bge-small-en-v1.5",
         "pooling_strategy": encoder.pooling,

@@ -313,9 +313,12 @@ def test_what_this_model_or_machine_cannot_do_is_named(
     assert (result.exit_code, message in result.stderr) == (4, True)
 
 
-def test_the_bundled_model_stays_on_onnx_runtime() -> None:
-    result = gliclass("tag", "text", *LABELS, "--backend", "torch")
-    assert (result.exit_code, "holds ONNX files only" in result.stderr) == (4, True)
+def test_the_bundled_model_runs_in_pytorch_if_asked_to() -> None:
+    found = [
+        json.loads(gliclass("tag", "the team won", *LABELS, "--backend", backend).stdout)["prediction"]["scores"]
+        for backend in ("torch", "onnx")
+    ]
+    assert found[0] == pytest.approx(found[1], abs=0.03)
     result = gliclass("tag", "text", *LABELS, "--precision", "fp32")
     assert (result.exit_code, "holds int8, not fp32" in result.stderr) == (4, True)
 

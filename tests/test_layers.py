@@ -7,23 +7,30 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "gliclass_cli"
 FLOORS = [
-    {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "json_scanner"},
-    {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"},
-    {"backends", "loading", "composer", "scoring", "classifier"},
-    {"classification", "export"},
+    {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "metrics"}
+    | {"json_scanner"},
+    {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
+    | {"calibration"},
+    {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
+    {"classification", "export", "evaluation", "plots", "training"},
     {"cli"},
 ]
 OWNERS = {
     "onnxruntime": {"backends.onnx", "export"},
-    "onnx": {"export"},
+    "onnx": {"export", "model.restored"},
     "tokenizers": {"tokens"},
     "typer": {"cli"},
     "rich": {"cli"},
     "tqdm": {"cli"},
-    "torch": {"model", "backends.pytorch", "export.convert"},
+    "torch": {"model", "backends.pytorch", "export.convert", "training"},
     "transformers": {"model"},
-    "safetensors": {"model"},
+    "safetensors": {"model", "training"},
+    "peft": {"model.adapters"},
+    "tomli_w": {"training"},
     "huggingface_hub": {"hub"},
+    "sklearn": {"evaluation", "training"},
+    "scipy": {"evaluation"},
+    "matplotlib": {"plots"},
     "click": set(),
 }
 

@@ -1,5 +1,6 @@
 """PyTorch: any checkpoint, on CUDA or on the CPU."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.model import load_model
+from gliclass_cli.model import GliclassModel, load_model, merge_lora, restore_model
 from gliclass_cli.model_folder import ModelFolder
 
 _CPU_TOKENS = 1024
@@ -19,13 +20,22 @@ _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
 class TorchBackend:
     """Runs a checkpoint's own weights. On CUDA, a batch that does not fit into the memory is halved, and goes on."""
 
-    def __init__(self, folder: ModelFolder, *, device: str, precision: str, threads: int) -> None:
-        """Load the weights. Raises ModelUnusable."""
-        self._device = _choose_device(device)
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        device: str,
+        precision: str,
+        threads: int,
+        adapter: str | None = None,
+        model: GliclassModel | None = None,
+    ) -> None:
+        """Load the weights, or take a ``model`` that is on the device already. Raises ModelUnusable."""
+        self._device = choose_device(device)
         dtype = _PRECISIONS["fp32" if precision == "auto" else precision]
         if self._device.type == "cpu":
             torch.set_num_threads(threads)
-        self.model = load_model(folder.path, folder.config, device=str(self._device), dtype=dtype)
+        self.model = model or open_model(folder, str(self._device), dtype, adapter)
         self._path = folder.path
         self._architecture = folder.config.architecture
         self.batch_tokens = _CPU_TOKENS if self._device.type == "cpu" else _CUDA_TOKENS
@@ -34,7 +44,7 @@ class TorchBackend:
         self.slots: int | None = None
         self.length: int | None = None
         simple = self._architecture == "bi-encoder" and folder.config.scorer == "simple"
-        self.product = (float(self.model.get_parameter("logit_scale").detach()), 0.0) if simple else None
+        self.product = dot_product(self.model) if simple else None
         self.description = f"PyTorch {torch.__version__}, {_device_name(self._device)}, {_name(dtype)}"
 
     def run(self, part: Part, inputs: Arrays) -> Floats:
@@ -86,13 +96,33 @@ class TorchBackend:
         return tensor.to(self._device)
 
 
+def open_model(
+    folder: ModelFolder, device: str, dtype: torch.dtype = torch.float32, adapter: str | None = None
+) -> GliclassModel:
+    """Load the weights of a checkpoint, or those of the bundled model, adapters added. Raises ModelUnusable."""
+    if folder.has_weights or folder.onnx is None:
+        model = load_model(folder.path, folder.config, device=device, dtype=dtype)
+    else:
+        onnx = folder.onnx
+        model = restore_model(
+            onnx.text.path, folder.config, scale=onnx.scale, bias=onnx.bias, device=device, dtype=dtype
+        )
+    return model if adapter is None else merge_lora(model, Path(adapter))
+
+
+def dot_product(model: GliclassModel) -> tuple[float, float]:
+    """Return scale and bias of a bi-encoder's logits = scale * (text . label) + bias."""
+    bias = float(model.get_parameter("logit_bias").detach()) if model.config.shared_encoder else 0.0
+    return float(model.get_parameter("logit_scale").detach()), bias
+
+
 def cuda_devices() -> list[str]:
     """Return the CUDA devices that PyTorch finds, each with its name."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [f"cuda:{number} ({torch.cuda.get_device_name(number)})" for number in range(count)]
 
 
-def _choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """Return the device that the user asked for, CUDA by itself where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,6 +13,8 @@ from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
 from gliclass_cli.cli.classify import ClassifyOptions, classify
 from gliclass_cli.cli.completions import CompletionsOptions, completions_of
 from gliclass_cli.cli.doctor import DoctorOptions, doctor
+from gliclass_cli.cli.evaluate import EPILOG as EVAL_EPILOG
+from gliclass_cli.cli.evaluate import EvalOptions, evaluate
 from gliclass_cli.cli.export import EPILOG as EXPORT_EPILOG
 from gliclass_cli.cli.export import ExportOptions, export
 from gliclass_cli.cli.models import models
@@ -20,6 +22,8 @@ from gliclass_cli.cli.options import command
 from gliclass_cli.cli.tag import EPILOG as TAG_EPILOG
 from gliclass_cli.cli.tag import TagOptions, tag
 from gliclass_cli.cli.terminal import say
+from gliclass_cli.cli.train import EPILOG as TRAIN_EPILOG
+from gliclass_cli.cli.train import TrainOptions, train
 from gliclass_cli.errors import ExitCode, GliclassError
 
 EPILOG = "Every option can also be set in the environment as GLICLASS_<OPTION>. More: man gliclass"
@@ -72,6 +76,8 @@ def _root(
 
 command(app, ClassifyOptions, "classify", epilog=CLASSIFY_EPILOG)(classify)
 command(app, TagOptions, "tag", epilog=TAG_EPILOG)(tag)
+command(app, EvalOptions, "eval", epilog=EVAL_EPILOG)(evaluate)
+command(app, TrainOptions, "train", epilog=TRAIN_EPILOG)(train)
 command(app, ExportOptions, "export", epilog=EXPORT_EPILOG)(export)
 app.add_typer(models, name="models")
 command(app, DoctorOptions, "doctor")(doctor)

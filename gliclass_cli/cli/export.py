@@ -15,7 +15,7 @@ from gliclass_cli.files import read_text_file
 from gliclass_cli.runtime import Runtime
 
 if TYPE_CHECKING:
-    from gliclass_cli.export.convert import Sample
+    from gliclass_cli.export.convert import Precision, Sample
 
 EPILOG = """Examples:
 
@@ -45,6 +45,10 @@ class ExportOptions(LabelFileOptions):
             metavar="FILE",
         ),
     ] = None
+    adapter: Annotated[
+        str | None,
+        option("--adapter", help="Folder of low-rank adapters that are merged into the weights.", metavar="DIR"),
+    ] = None
     offline: Annotated[bool, option("--offline", help="Never use the network.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False
 
@@ -66,7 +70,8 @@ def export(options: ExportOptions) -> None:
     folder = open_folder(options.model, Runtime(backend="torch", offline=options.offline, announce=say))
     say(f"building the graphs, and comparing them with PyTorch on {len(samples)} texts ...")
     try:
-        report = export_model(folder, Path(options.output), samples, precision="int8" if options.int8 else "fp32")
+        precision: Precision = "int8" if options.int8 else "fp32"
+        report = export_model(folder, Path(options.output), samples, precision=precision, adapter=options.adapter)
     except LabelProblem as problem:
         raise UsageProblem(f"{options.sample or 'built-in texts'}: {problem}") from problem
     if options.as_json:

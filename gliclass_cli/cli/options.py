@@ -8,25 +8,28 @@ import inspect
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
 from copy import copy
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from gliclass_cli.cli.terminal import clean, say
+from gliclass_cli.calibration import CalibrationFile, read_calibration
+from gliclass_cli.cli.terminal import clean, is_terminal, say
 from gliclass_cli.errors import UsageProblem
-from gliclass_cli.files import read_text_file
+from gliclass_cli.files import STDIN, read_text_file
 from gliclass_cli.labels import LabelProblem, LabelSet, combine, make_labels, parse_label_file
 from gliclass_cli.model_folder import DEFAULT_MODEL
-from gliclass_cli.predictions import Choice
+from gliclass_cli.predictions import USUAL_THRESHOLD, Choice
 from gliclass_cli.prompts import LABEL_SLOT, Example, Reading, parse_examples
 from gliclass_cli.runtime import Runtime
 
 if TYPE_CHECKING:
     from gliclass_cli.classifier import Classifier
+    from gliclass_cli.readers import ReadOptions
 
 Options = TypeVar("Options")
 
@@ -37,6 +40,7 @@ def option(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
 
 
+_MOST_ROWS = 10**15
 _DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
 
 
@@ -166,6 +170,65 @@ def _label_template(value: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What is read, and how."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...", show_default=False, help="Files, or - for standard input; .gz .bz2 .xz .zst too."
+        ),
+    ] = None
+    text_field: Annotated[
+        list[str] | None,
+        option(
+            "-t",
+            "--text-field",
+            help="Field to classify, dotted if nested; repeated: joined. Default: text, else the only string.",
+            metavar="FIELD",
+        ),
+    ] = None
+    format: Annotated[
+        Format | None, option("-f", "--format", help="Format of the input. Default: by its name, else its first byte.")
+    ] = None
+    encoding: Annotated[str, option("--encoding", help="Encoding of the input.", metavar="NAME")] = "utf-8"
+    delimiter: Annotated[
+        str | None, option("--delimiter", help="Delimiter of CSV input, one character.", metavar="CHAR")
+    ] = None
+    no_header: Annotated[
+        bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
+    ] = False
+    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=_MOST_ROWS, metavar="N")] = 0
+    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=_MOST_ROWS, metavar="N")] = (
+        None
+    )
+
+    def names(self, command: str, example: str) -> tuple[str, ...]:
+        """Return the inputs; standard input where none is named, unless a person sits there. Raises UsageProblem."""
+        names = tuple(self.inputs or ())
+        if not names and is_terminal(sys.stdin):
+            raise UsageProblem(
+                f"nothing to {command}: name files, or pipe rows in; for example\n{example}\n"
+                f"Help: gliclass {command} --help"
+            )
+        if names.count(STDIN) > 1:
+            raise UsageProblem("standard input (-) can be read once only")
+        return names or (STDIN,)
+
+    def read_options(self) -> "ReadOptions":
+        """Return how the inputs are read."""
+        from gliclass_cli.readers import ReadOptions
+
+        return ReadOptions(
+            format=self.format.value if self.format else None,
+            encoding=self.encoding,
+            delimiter=self.delimiter,
+            header=not self.no_header,
+            text_fields=tuple(self.text_field or ()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelFileOptions:
     """Candidate labels."""
 
@@ -197,8 +260,8 @@ class LabelFileOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(LabelFileOptions):
-    """Candidate labels, and how scores become a choice."""
+class ChoiceOptions(LabelFileOptions):
+    """Candidate labels, and which of them are taken."""
 
     multi: Annotated[bool, option("--multi", help="Any number of labels a row, not exactly one.")] = False
     threshold: Annotated[
@@ -211,6 +274,36 @@ class LabelOptions(LabelFileOptions):
             metavar="SCORE",
         ),
     ] = None
+    calibration: Annotated[
+        str | None,
+        option(
+            "--calibration",
+            help="Temperature, bias and thresholds that eval --tune wrote, in place of the model's own.",
+            metavar="FILE",
+        ),
+    ] = None
+
+    def choice(self) -> Choice:
+        """Return how scores become labels. Raises UsageProblem."""
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageProblem(f"--threshold {self.threshold}: must be a number from 0 to 1")
+        return Choice(multi=self.multi, threshold=self.threshold)
+
+    def calibration_file(self) -> CalibrationFile | None:
+        """Read --calibration. Raises UsageProblem, also where it is for another mode."""
+        if self.calibration is None:
+            return None
+        found = read_calibration(self.calibration)
+        if found.mode != ("multi" if self.multi else "single"):
+            told = "with --multi; add it" if found.mode == "multi" else "without --multi; leave it out"
+            raise UsageProblem(f"--calibration {self.calibration}: was tuned {told}, or tune another one")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(ChoiceOptions):
+    """Candidate labels, how scores become a choice, and which are reported."""
+
     top_k: Annotated[
         int | None, option("--top-k", help="Report the scores of the best K labels only.", min=1, metavar="K")
     ] = None
@@ -220,11 +313,8 @@ class LabelOptions(LabelFileOptions):
 
     def choice(self) -> Choice:
         """Return how scores become labels. Raises UsageProblem."""
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise UsageProblem(f"--threshold {self.threshold}: must be a number from 0 to 1")
-        return Choice(
-            multi=self.multi,
-            threshold=self.threshold,
+        return replace(
+            super().choice(),
             top_k=self.top_k,
             digits=self.digits,
             with_scores=not self.no_scores,
@@ -239,8 +329,8 @@ def hint_single_label(labels: LabelSet, multi: bool) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeOptions:
-    """The model, and what computes it."""
+class ComputeOptions:
+    """The model, and where it is computed."""
 
     model: Annotated[
         str,
@@ -251,9 +341,10 @@ class RuntimeOptions:
             metavar="NAME|FOLDER",
         ),
     ] = DEFAULT_MODEL
-    backend: Annotated[
-        Backend, option("--backend", help="What computes. auto: ONNX where the model has it, else PyTorch.")
-    ] = Backend.auto
+    adapter: Annotated[
+        str | None,
+        option("--adapter", help="Folder of low-rank adapters for the model: gliclass train --lora.", metavar="DIR"),
+    ] = None
     device: Annotated[
         str, option("--device", help="auto, cpu, cuda or cuda:N; cuda needs PyTorch.", callback=_device, metavar="NAME")
     ] = "auto"
@@ -270,13 +361,26 @@ class RuntimeOptions:
     def runtime(self) -> Runtime:
         """Return what computes the model."""
         return Runtime(
-            backend=self.backend.value,
             device=self.device,
             precision=self.precision.value,
             threads=self.threads,
             offline=self.offline,
+            adapter=self.adapter,
             announce=say,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(ComputeOptions):
+    """The model, and what computes it."""
+
+    backend: Annotated[
+        Backend, option("--backend", help="What computes. auto: ONNX where the model has it, else PyTorch.")
+    ] = Backend.auto
+
+    def runtime(self) -> Runtime:
+        """Return what computes the model."""
+        return replace(super().runtime(), backend=self.backend.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +403,8 @@ class ModelOptions(RuntimeOptions):
         str | None,
         option(
             "--examples",
-            help='JSON Lines of solved examples, {"text": ..., "labels": [...]}, for models made to read some.',
+            help='JSON Lines of solved examples, {"text": ..., "labels": [...]}: labels move towards their texts, or '
+            "the model reads them beside a text, where it was made to.",
             metavar="FILE",
         ),
     ] = None
@@ -342,11 +447,20 @@ class ModelOptions(RuntimeOptions):
         )
 
 
-def load_classifier(options: ModelOptions, labels: LabelSet | None) -> "Classifier":
+def load_classifier(
+    options: ModelOptions, labels: LabelSet | None, calibration: CalibrationFile | None = None
+) -> "Classifier":
     """Load the model, and tell what it cannot do with the labels at once. Raises ModelUnusable, UsageProblem."""
     from gliclass_cli.classifier import Classifier
 
-    classifier = Classifier.load(options.model, options.reading(), options.runtime())
+    classifier = Classifier.load(
+        options.model,
+        options.reading(),
+        options.runtime(),
+        calibration=None if calibration is None else calibration.calibration,
+    )
+    if calibration is not None:
+        _hint_calibration(calibration, classifier.folder.name, labels)
     if labels is None:
         return classifier
     try:
@@ -357,3 +471,14 @@ def load_classifier(options: ModelOptions, labels: LabelSet | None) -> "Classifi
         room = f"one input of {classifier.max_length} tokens"
         say(f"the {len(labels)} labels do not fit into {room}: they are read in {groups} groups")
     return classifier
+
+
+def _hint_calibration(file: CalibrationFile, model: str, labels: LabelSet | None) -> None:
+    """Tell where a calibration was tuned for something else."""
+    if file.model != model:
+        say(f"the calibration was tuned for {file.model}, not for {model}; gliclass eval tells how well it works")
+    known = file.calibration.thresholds
+    missing = [name for name in labels.names if name not in known] if labels is not None and known else []
+    if missing and labels is not None:
+        told = f"{len(missing)} of the {len(labels)} labels ({missing[0]!r}{', ...' if len(missing) > 1 else ''})"
+        say(f"the calibration has no threshold for {told}: {USUAL_THRESHOLD} serves")

@@ -62,7 +62,7 @@ def clean(argument: str) -> str:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(unit: str = "the batch") -> Iterator[threading.Event]:
     """Set the event on the first Ctrl-C; the second one ends the process at once."""
     stop = threading.Event()
 
@@ -70,7 +70,7 @@ def interruptible() -> Iterator[threading.Event]:
         if stop.is_set():
             os._exit(ExitCode.INTERRUPTED)
         stop.set()
-        say("stopping after the batch in hand; Ctrl-C again to stop at once")
+        say(f"stopping after {unit} in hand; Ctrl-C again to stop at once")
 
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:

@@ -72,6 +72,12 @@ class BertConfig:
         )
 
 
+def known_pooling(pooling: str) -> Pooling | None:
+    """Return a pooling that can be built here, or None."""
+    known: dict[str, Pooling] = {"first": "first", "avg": "avg"}
+    return known.get(pooling)
+
+
 @dataclass(frozen=True)
 class ActivationRange:
     """Smallest and largest value of each channel at the input of a matrix product; each (D,)."""

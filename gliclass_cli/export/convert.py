@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,10 +14,11 @@ import onnx
 import torch
 
 from gliclass_cli.backends import Backend
-from gliclass_cli.backends.pytorch import TorchBackend
+from gliclass_cli.backends.pytorch import TorchBackend, dot_product
 from gliclass_cli.composer import Composer
 from gliclass_cli.decoding import Decoder, Floats
 from gliclass_cli.errors import ModelUnusable, OutputFailed, UsageProblem
+from gliclass_cli.export.bert_graph import BertConfig, build_bert_graph, known_pooling, measure_ranges
 from gliclass_cli.export.graphs import build_graphs
 from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.loading import open_backend
@@ -77,8 +78,12 @@ def read_sample(lines: str) -> list[Sample]:
     return [Sample(row["text"], make_labels(row["labels"])) for row in rows]
 
 
-def export_model(folder: ModelFolder, output: Path, samples: Sequence[Sample], *, precision: Precision) -> ParityReport:
+def export_model(
+    folder: ModelFolder, output: Path, samples: Sequence[Sample], *, precision: Precision, adapter: str | None = None
+) -> ParityReport:
     """Export a checkpoint to the folder ``output``, which appears when it is whole and agrees with the checkpoint.
+
+    ``adapter``: the folder of low-rank adapters that are merged into its weights.
 
     Raises:
         UsageProblem: ``output`` is there already.
@@ -87,20 +92,22 @@ def export_model(folder: ModelFolder, output: Path, samples: Sequence[Sample], *
     """
     if output.exists():
         raise UsageProblem(f"{output}: is there already; name a new folder, or remove it first")
-    if not folder.has_weights:
+    if not folder.has_weights and not folder.config.shared_encoder:
         raise folder.unusable("holds no model.safetensors: only checkpoints are exported")
-    backend = TorchBackend(folder, device="cpu", precision="fp32", threads=max(1, torch.get_num_threads()))
+    folder = folder.as_checkpoint()
+    threads = max(1, torch.get_num_threads())
+    backend = TorchBackend(folder, device="cpu", precision="fp32", threads=threads, adapter=adapter)
     expected = _all_logits(folder, backend, samples)
     part = output.with_name(f"{output.name}.part")
     if part.exists() or part.is_symlink():
         raise UsageProblem(f"{part}: is there already, perhaps from an export that was killed; remove it first")
     try:
-        exported = _write(folder, backend.model, part, "fp32")
+        exported = _write(folder, backend.model, part, "fp32", samples)
         found = _all_logits(exported, open_backend(exported), samples)
         report = _compare_fp32(expected, found)
         if precision == "int8":
             shutil.rmtree(part)
-            exported = _write(folder, backend.model, part, "int8")
+            exported = _write(folder, backend.model, part, "int8", samples)
             report |= _compare_int8(found, _all_logits(exported, open_backend(exported), samples), samples)
         _complete(exported, report)
         result = ParityReport(len(samples), sum(map(len, expected)), precision, **report, megabytes=exported.size / 1e6)
@@ -152,20 +159,20 @@ def _compare_int8(exact: Sequence[Floats], found: Sequence[Floats], samples: Seq
     return {"agreement": agreement, "multi_agreement": multi, "score_difference": scores}
 
 
-def _write(folder: ModelFolder, model: Any, part: Path, precision: Precision) -> ModelFolder:
+def _write(folder: ModelFolder, model: Any, part: Path, precision: Precision, samples: Sequence[Sample]) -> ModelFolder:
     """Write graphs, tokenizers and configuration, and return the new folder."""
     part.mkdir(parents=True)
-    weights = {name: value.float().numpy() for name, value in model.state_dict().items()}
-    label_encoder = _configuration(model, "label_encoder")
-    exported = build_graphs(
-        folder.config, weights, _configuration(model, *_ENCODERS), label_encoder, precision=precision
-    )
-    sections = {f"{role}_graph": _save(graph, part / f"{role}.onnx") for role, graph in exported.graphs.items()}
+    graphs = _build(folder, model, precision, samples)
+    sections = {f"{role}_graph": _save(graph, part / f"{role}.onnx") for role, graph in graphs.items()}
     shutil.copyfile(folder.tokenizer, part / "tokenizer.json")
     apart = folder.label_tokenizer != folder.tokenizer
     if apart:
         shutil.copyfile(folder.label_tokenizer, part / "label_tokenizer.json")
-    outside = folder.config.architecture == "bi-encoder" and "scorer" not in exported.graphs
+    if folder.config.shared_encoder:
+        sections["label_graph"] = sections["text_graph"]
+    product = None
+    if folder.config.architecture == "bi-encoder" and "scorer" not in graphs:
+        product = dict(zip(("scale", "bias"), dot_product(model), strict=True))
     section: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": folder.name,
@@ -177,14 +184,42 @@ def _write(folder: ModelFolder, model: Any, part: Path, precision: Precision) ->
         "tokenizer": "tokenizer.json",
         **({"label_tokenizer": "label_tokenizer.json"} if apart else {}),
         "pad_token_id": folder.pad,
-        "max_length": folder.max_length,
-        "label_template": folder.label_template,
-        **({"scorer": {"scale": float(model.logit_scale.detach()), "bias": 0.0}} if outside else {}),
-        "calibration": {"single": {"temperature": 1.0}, "multi": {"temperature": 1.0, "bias": 0.0}},
+        **folder.usage.to_dict(),
+        **({"scorer": product} if product else {}),
         "self_check": {"text": _CHECK_TEXT, "labels": list(_CHECK_LABELS), "logits": [0.0] * 3, "tolerance": 1.0},
     }
-    _write_config(part, {**folder.config.raw, "onnx": section})
+    raw = {name: value for name, value in folder.config.raw.items() if name != "inference"}
+    _write_config(part, {**raw, "onnx": section})
     return read_model_folder(part)
+
+
+def _build(
+    folder: ModelFolder, model: Any, precision: Precision, samples: Sequence[Sample]
+) -> Mapping[str, onnx.ModelProto]:
+    """Build the graphs by role. A shared encoder that is a BERT gets the graph that the bundled model has."""
+    config = folder.config
+    weights = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    encoder = _configuration(model, *_ENCODERS)
+    pooling = known_pooling(config.pooling)
+    if config.shared_encoder and config.normalize_features and pooling and config.backbone == "bert":
+        prefix = "encoder_model."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        sizes = BertConfig.from_dict(encoder)
+        ranges = measure_ranges(own, sizes, _batches(folder, samples)) if precision == "int8" else None
+        graph = build_bert_graph(own, sizes, pooling=pooling, precision=precision, ranges=ranges)
+        return {"text": graph}
+    label_encoder = _configuration(model, "label_encoder")
+    return build_graphs(config, weights, encoder, label_encoder, precision=precision).graphs
+
+
+def _batches(folder: ModelFolder, samples: Sequence[Sample]) -> Iterator[tuple[Any, Any]]:
+    """Yield ids and masks of the texts and labels that activations are measured on."""
+    composer = Composer(folder)
+    for sample in samples:
+        prepared = composer.labels(sample.labels)
+        [composed] = composer.compose([sample.text], prepared)
+        for ids in (*(prompt.ids for prompt in composed.prompts), *prepared.groups[0].inputs):
+            yield ids[None], np.ones_like(ids)[None]
 
 
 _ENCODERS = ("encoder_model", "encoder_decoder_model", "decoder_model")

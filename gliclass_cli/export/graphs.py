@@ -5,6 +5,7 @@
     bi-encoder            text    input_ids, attention_mask (B, L)                             embedding (B, D)
                           label   input_ids, attention_mask (C, L)                             embedding (C, D)
                           scorer  text (B, D), labels (B, C, D), label_mask (B, C)             logits (B, C)
+      shared_encoder      text    input_ids, attention_mask (B, L), of texts and of labels     embedding (B, D)
     bi-encoder-fused      label   input_ids, attention_mask (C, L)                             embedding (C, D)
                           text    input_ids, attention_mask (B, L), labels (B, C, D)           logits (B, C)
     encoder-decoder(-cls) text    input_ids, attention_mask (B, L), class_input_ids,
@@ -66,6 +67,8 @@ def build_graphs(
     checkpoint = _Checkpoint(config, weights, encoder, label_encoder, precision)
     if config.architecture == "uni-encoder":
         return ExportedGraphs({"text": checkpoint.uni_encoder()})
+    if config.shared_encoder:
+        return ExportedGraphs({"text": checkpoint.shared_encoder()})
     if config.architecture == "bi-encoder":
         graphs = {"text": checkpoint.bi_encoder_text(), "label": checkpoint.label_encoder_graph()}
         return ExportedGraphs(graphs if config.scorer == "simple" else graphs | {"scorer": checkpoint.scorer()})
@@ -110,6 +113,14 @@ class _Checkpoint:
         text = head.finish("text_projector", heads.pool(builder, config.pooling, tokens, real))
         logits = head.score(text, head.finish("classes_projector", found), labels.taken, real)
         return self._logits(builder, head, logits, scaled=config.normalize_features)
+
+    def shared_encoder(self) -> onnx.ModelProto:
+        """A text or a label through the encoder that both share, to one vector."""
+        builder = Builder(self.precision)
+        ids, mask = self._inputs(builder)
+        tokens = self._encoded(builder, self.encoder, "encoder_model.", ids, mask)
+        pooled = heads.pool(builder, self.config.pooling, tokens, builder.cast(mask, "float"))
+        return builder.model(self._head(builder).normalize(pooled), "embedding", ["batch", "hidden"])
 
     def bi_encoder_text(self) -> onnx.ModelProto:
         """A text through its encoder, to one vector."""

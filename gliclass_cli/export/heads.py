@@ -153,11 +153,14 @@ class Head:
 
     def finish(self, name: str, vectors: str) -> str:
         """Project text or label features, and make them of length 1 if the model compares directions."""
-        projected = self.project(name, vectors)
+        return self.normalize(self.project(name, vectors))
+
+    def normalize(self, vectors: str) -> str:
+        """Make vectors of length 1 if the model compares directions."""
         if not self.config.normalize_features:
-            return projected
+            return vectors
         ends = {"added": _EPSILON} if self.uni else {"least": _EPSILON}
-        return self.builder.l2_normalize(projected, **ends)
+        return self.builder.l2_normalize(vectors, **ends)
 
     def lstm(self, tokens: str, mask: str) -> str:
         """Run the bidirectional LSTM over states (B, L, D) whose real tokens are at the front."""

@@ -228,6 +228,33 @@ class BiEncoder(_Pooled):
         return self.compare(Features(text, label_mask, labels, label_mask), scaled=True)
 
 
+class SharedBiEncoder(GliclassModel):
+    """One encoder for texts and labels, and nothing but pooling behind it: what sentence encoders are made into.
+
+    logit = ``logit_scale`` * (text . label) + ``logit_bias``; no checkpoint of the reference is like that.
+    """
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        super().__init__(config)
+        self.encoder_model = build_encoder(config.encoder)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        self.logit_bias = nn.Parameter(torch.tensor(0.0))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the vectors (B, D) of texts (B, L)."""
+        states = self.encoder_model(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = pool(_states(states.last_hidden_state), attention_mask, self.config.pooling)
+        return functional.normalize(pooled, dim=-1, eps=_EPSILON) if self.config.normalize_features else pooled
+
+    def encode_labels(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the vectors (C, D) of labels (C, L)."""
+        return self.encode_text(input_ids, attention_mask)
+
+    def score(self, text: Tensor, labels: Tensor, label_mask: Tensor) -> Tensor:
+        """Score texts (B, D) against labels (B, C, D): (B, C)."""
+        return torch.einsum("bd,bcd->bc", text, labels) * self.logit_scale + self.logit_bias
+
+
 class BiEncoderFused(BiEncoder):
     """A bi-encoder whose text encoder reads the label vectors too, in the place of class tokens."""
 
@@ -353,8 +380,9 @@ def build_model(config: CheckpointConfig) -> GliclassModel:
         "encoder-decoder-cls": EncoderDecoderCls,
         "decoder-kv": DecoderKv,
     }
+    kind = SharedBiEncoder if config.shared_encoder else architectures[config.architecture]
     try:
-        model = architectures[config.architecture](config)
+        model = kind(config)
     except (MemoryError, RuntimeError, ValueError) as error:  # sizes and shares that cannot be
         raise ModelUnusable(f"the model that config.json describes cannot be built: {error}") from error
     deviation = config.raw.get("initializer_range")

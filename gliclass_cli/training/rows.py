@@ -1,0 +1,215 @@
+"""Training rows: read from any input that ``classify`` reads, and checked, all of them, before anything starts."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gliclass_cli.classification import Inputs
+from gliclass_cli.errors import InputUnusable, UsageProblem
+from gliclass_cli.labels import CELL_SEPARATOR, LabelProblem, LabelSet, labels_from_cell
+from gliclass_cli.prompts import Example
+from gliclass_cli.readers import ReadOptions
+from gliclass_cli.records import FieldProblem, Record, look_up, text_of
+
+GOLD_FIELDS = ("true_labels", "gold", "label", "labels")
+CANDIDATES_FIELD = "all_labels"
+_TOLD = 10  # problems in one message
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """A text with what is right for it.
+
+    ``true`` holds the confidence 0..1 of each right label. ``candidates``: the labels it may be shown, or None for
+    those of its source. ``avoid``: labels that are neither right nor wrong, never shown.
+    """
+
+    text: str
+    true: Mapping[str, float]
+    candidates: tuple[str, ...] | None = None
+    avoid: frozenset[str] = frozenset()
+    prompt: str = ""
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of one file; a batch holds rows of one source. ``pool``: all labels that its rows may be shown."""
+
+    name: str
+    rows: tuple[TrainingRow, ...]
+    pool: tuple[str, ...]
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_multi(self) -> bool:
+        """Whether a row has several right labels, or none."""
+        return any(len(row.true) != 1 for row in self.rows)
+
+    def with_labels(self, labels: Sequence[str]) -> "Source":
+        """Return the source with more labels to choose from."""
+        return replace(self, pool=tuple(dict.fromkeys((*labels, *self.pool))))
+
+
+@dataclass(frozen=True, slots=True)
+class RowFields:
+    """Where a row's parts are; None: under their usual names."""
+
+    gold: str | None = None
+    candidates: str | None = None
+
+
+def read_sources(
+    names: Sequence[str],
+    options: ReadOptions,
+    *,
+    labels: LabelSet | None = None,
+    fields: RowFields | None = None,
+    allow_empty: bool = False,
+) -> list[Source]:
+    """Read all rows of files, each a source; ``labels`` are the candidates of rows that bring none.
+
+    Raises:
+        InputUnusable: rows that cannot be trained on, the first of them by file and line.
+    """
+    inputs = [(name, Inputs([name], options)) for name in names]
+    return [_read(name, rows, labels, fields or RowFields(), allow_empty) for name, rows in inputs]
+
+
+def draw_shots(source: Source, shots: int, seed: int) -> tuple[Source, dict[str, int]]:
+    """Draw rows until each label of the source has ``shots`` of them, rare labels first.
+
+    Returns:
+        The smaller source, and how many rows each label has that has fewer.
+    """
+    order = list(range(len(source.rows)))
+    random.Random(f"shots {seed} {source.name}").shuffle(order)
+    by_label: dict[str, list[int]] = {}
+    for index in order:
+        for label in source.rows[index].true:
+            by_label.setdefault(label, []).append(index)
+    taken: dict[int, None] = {}
+    counts: Counter[str] = Counter()
+    for label in sorted(by_label, key=lambda name: (len(by_label[name]), name)):
+        for index in by_label[label]:
+            if counts[label] >= shots:
+                break
+            if index not in taken:
+                taken[index] = None
+                counts.update(source.rows[index].true.keys())
+    few = {label: counts[label] for label in source.pool if counts[label] < shots}
+    return replace(source, rows=tuple(source.rows[index] for index in sorted(taken))), few
+
+
+def _read(name: str, inputs: Inputs, labels: LabelSet | None, fields: RowFields, allow_empty: bool) -> Source:
+    problems: list[str] = []
+    rows: list[TrainingRow] = []
+    for record in inputs:
+        try:
+            rows.append(_row(record, inputs.options, labels, fields, allow_empty))
+        except (FieldProblem, LabelProblem) as problem:
+            problems.append(f"{record.where}: {problem}")
+    if problems:
+        more = f"\n... and {len(problems) - _TOLD:,} more rows" if len(problems) > _TOLD else ""
+        raise InputUnusable("\n".join(problems[:_TOLD]) + more)
+    if not rows:
+        raise InputUnusable(f"{name}: holds no rows")
+    pool = _pool(rows, labels)
+    if len(pool) < 2 and not (allow_empty and any(not row.true for row in rows)):
+        raise InputUnusable(
+            f"{name}: all rows have the one label {pool[0]!r}: there is nothing to tell apart; name the other labels "
+            "with -l or --labels, or give each row its candidates in all_labels"
+        )
+    known = dict(zip(labels.names, labels.descriptions, strict=True)) if labels else {}
+    return Source(name, tuple(rows), pool, {label: text for label, text in known.items() if text})
+
+
+def _pool(rows: Sequence[TrainingRow], labels: LabelSet | None) -> tuple[str, ...]:
+    found = dict.fromkeys(labels.names if labels else ())
+    for row in rows:
+        found.update(dict.fromkeys((*row.true, *(row.candidates or ()))))
+    return tuple(found)
+
+
+def _row(
+    record: Record, options: ReadOptions, labels: LabelSet | None, fields: RowFields, allow_empty: bool
+) -> TrainingRow:
+    """Return a row. Raises FieldProblem, LabelProblem."""
+    if record.error is not None or record.fields is None:
+        raise FieldProblem("bad_row", record.error.message if record.error else "holds no fields")
+    values = record.fields
+    gold = fields.gold or next((known for known in GOLD_FIELDS if known in values), None)
+    text = text_of({name: value for name, value in values.items() if name != gold}, options.text_fields)
+    true = _true_labels(values, gold)
+    if not true and not allow_empty:
+        raise FieldProblem("no_gold", "no right label; --allow-empty takes rows to which no candidate applies")
+    candidates = _candidates(values, fields.candidates)
+    allowed = candidates if candidates is not None else labels.names if labels else None
+    if allowed is not None and (unknown := [label for label in true if label not in allowed]):
+        raise FieldProblem("unknown_label", f"the right label {unknown[0]!r} is not among the candidates")
+    avoid = values.get("avoid") or ()
+    if not isinstance(avoid, list | tuple) or not all(isinstance(label, str) for label in avoid):
+        raise FieldProblem("bad_avoid", "avoid: a list of labels belongs here")
+    prompt = values.get("prompt") or ""
+    if not isinstance(prompt, str):
+        raise FieldProblem("bad_prompt", "prompt: a text belongs here")
+    return TrainingRow(
+        text, true, candidates, frozenset(avoid) - true.keys(), prompt, tuple(_examples(values.get("examples") or ()))
+    )
+
+
+def _true_labels(values: Mapping[str, Any], name: str | None) -> dict[str, float]:
+    """Return the right labels of a row with their confidence."""
+    if name is None:
+        raise FieldProblem("no_gold", f"no right labels: none of the fields {', '.join(GOLD_FIELDS)} (--gold-field)")
+    value = look_up(values, name)
+    if isinstance(value, Mapping):
+        return {label: _confidence(name, label, share) for label, share in value.items() if share != 0}
+    if isinstance(value, str):
+        value = [part for part in value.split(CELL_SEPARATOR) if part.strip()]
+    if value is None:
+        value = []
+    if not isinstance(value, list) or not all(isinstance(label, str) and label.strip() for label in value):
+        raise FieldProblem(
+            "bad_gold", f"field {name!r}: a label, a list of labels, or {{label: confidence}} belongs here"
+        )
+    names = [label.strip() for label in value]
+    twice = [label for label, count in Counter(names).items() if count > 1]
+    if twice:
+        raise FieldProblem("bad_gold", f"field {name!r}: label {twice[0]!r} is given twice")
+    return dict.fromkeys(names, 1.0)
+
+
+def _confidence(name: str, label: str, share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1 or math.isnan(share):
+        raise FieldProblem("bad_gold", f"field {name!r}: the confidence of {label!r} must be from 0 to 1")
+    if not label.strip():
+        raise FieldProblem("bad_gold", f"field {name!r}: a label is empty")
+    return float(share)
+
+
+def _candidates(values: Mapping[str, Any], name: str | None) -> tuple[str, ...] | None:
+    if name is None and CANDIDATES_FIELD not in values:
+        return None
+    return labels_from_cell(look_up(values, name or CANDIDATES_FIELD)).names
+
+
+def _examples(value: Any) -> Iterator[Example]:
+    if not isinstance(value, list | tuple):
+        raise FieldProblem("bad_examples", "examples: a list of objects with text and labels belongs here")
+    for item in value:
+        labels = item.get("labels", item.get("true_labels")) if isinstance(item, Mapping) else None
+        if labels is None or not isinstance(item.get("text"), str) or not all(isinstance(name, str) for name in labels):
+            raise FieldProblem("bad_examples", 'examples: each is {"text": ..., "labels": [...]}')
+        yield Example(item["text"], tuple(labels))
+
+
+def check_multi(sources: Sequence[Source], multi: bool | None) -> bool:
+    """Return whether rows have several right labels, which ``multi`` may say. Raises UsageProblem."""
+    found = any(source.is_multi for source in sources)
+    if multi is False and found:
+        raise UsageProblem("some rows have several right labels, or none; leave --single out")
+    return found if multi is None else multi

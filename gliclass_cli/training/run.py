@@ -1,0 +1,287 @@
+"""A whole training: rows and a model in, a folder with the trained model out."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gliclass_cli import __version__
+from gliclass_cli.backends.pytorch import choose_device, open_model
+from gliclass_cli.composer import Composer
+from gliclass_cli.cores import available_cores
+from gliclass_cli.errors import OutputFailed, UsageProblem
+from gliclass_cli.labels import LabelProblem, make_labels
+from gliclass_cli.loading import open_folder
+from gliclass_cli.model import GliclassModel, add_lora, save_lora, save_model
+from gliclass_cli.model_folder import ModelFolder, file_digest
+from gliclass_cli.plots import plot_training
+from gliclass_cli.prompts import Reading
+from gliclass_cli.runtime import Runtime
+from gliclass_cli.training.batches import Batcher
+from gliclass_cli.training.checkpoints import Checkpoints
+from gliclass_cli.training.loop import Listeners, Loop, Method
+from gliclass_cli.training.measuring import measure
+from gliclass_cli.training.optimizer import Optimizer, freeze
+from gliclass_cli.training.rows import Source
+from gliclass_cli.training.sampling import LabelInfo, Sampler
+from gliclass_cli.training.settings import TrainSettings, to_tables
+from gliclass_cli.training.supervised import Supervised
+
+METRICS = "metrics.jsonl"
+CURVE = "loss.png"
+SETTINGS = "train.toml"
+_LENGTHS = {"bi-encoder": 256}
+_LENGTH = 512
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained on what, and where the result goes. ``data`` and ``dev`` are file names, for the records."""
+
+    model: str
+    sources: Sequence[Source]
+    output: Path
+    settings: TrainSettings
+    dev: Source | None = None
+    info: LabelInfo = field(default_factory=LabelInfo)
+    runtime: Runtime = field(default_factory=Runtime)
+    files: Sequence[str] = ()
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did; ``best``: the measure on the dev file that the saved weights have."""
+
+    steps: int
+    total: int
+    seconds: float
+    loss: float | None
+    best: float | None
+    best_step: int
+
+
+def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
+    """Train, and save the model to ``job.output``.
+
+    Raises:
+        UsageProblem: the output is there already, or settings do not suit the model.
+        ModelUnusable: the model cannot be loaded or trained, or a step failed.
+        OutputFailed: the folder cannot be written.
+        Interrupted: ``stop`` was set; ``resume`` goes on.
+    """
+    check_output(job.output, resume=job.resume)
+    device = choose_device(job.runtime.device)
+    if device.type == "cpu":
+        torch.set_num_threads(job.runtime.threads or available_cores())
+    torch.manual_seed(job.settings.task.seed)
+    folder = open_folder(job.model, replace(job.runtime, backend="torch")).as_checkpoint()
+    model = open_model(folder, str(device), adapter=job.runtime.adapter)
+    folder = replace(folder, config=model.config)
+    composer = _composer(folder, job)
+    _check_rows(composer, job)
+    loop, adapted = _prepare(job, folder, model, composer, device)
+    loop.progress.fingerprint = _fingerprint(job, folder)
+    job.output.mkdir(parents=True, exist_ok=True)
+    resumed = job.resume and loop.resume()
+    if job.resume and not resumed:
+        listeners.message(f"{job.output}: holds no checkpoint; starting from the beginning")
+    elif resumed:
+        listeners.message(f"going on after step {loop.progress.step} of {loop.total}")
+    log = _Log(job.output / METRICS, loop.progress.step)
+
+    def on_step(values: Mapping[str, Any]) -> None:
+        log.write(values)
+        listeners.step(values)
+
+    loop.listeners = Listeners(on_step, listeners.message)
+    _write_settings(job, loop)
+    try:
+        loop.run(stop)
+    finally:
+        log.close()
+    _save(job, folder, model, adapted)
+    _write_settings(job, loop)
+    _write(job.output / CURVE, plot_training(log.lines()))
+    loop.checkpoints.remove()
+    progress = loop.progress
+    return Report(progress.step, loop.total, progress.seconds, log.loss, progress.best, progress.best_step)
+
+
+def check_output(output: Path, *, resume: bool) -> None:
+    """Refuse an output folder that holds something else than a run to go on with. Raises UsageProblem, OutputFailed."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UsageProblem(f"{output}: is a file; name a new folder")
+    if any(output.glob("*.safetensors")):
+        raise UsageProblem(f"{output}: holds a finished model; name a new folder, or remove it first")
+    started = (output / SETTINGS).exists()
+    if started and not resume:
+        raise UsageProblem(f"{output}: holds a run that did not finish; go on with --resume, or remove it first")
+    if not started and any(output.iterdir()):
+        raise UsageProblem(f"{output}: is not empty; name a new folder")
+
+
+def _composer(folder: ModelFolder, job: Job) -> Composer:
+    wanted = job.settings.task.max_length or _LENGTHS.get(folder.config.architecture, _LENGTH)
+    if job.settings.task.max_length > folder.positions:
+        raise UsageProblem(f"max_length {wanted}: the model has {folder.positions} positions")
+    return Composer(folder, Reading(max_length=min(wanted, folder.positions)))
+
+
+def _check_rows(composer: Composer, job: Job) -> None:
+    """Find out before the first step what the model cannot read. Raises UsageProblem."""
+    for source in (*job.sources, *([job.dev] if job.dev else [])):
+        try:
+            composer.labels(make_labels(source.pool))
+        except LabelProblem as problem:
+            raise UsageProblem(f"{source.name}: {problem}") from problem
+    shown = any(row.examples for source in job.sources for row in source.rows)
+    if (shown or job.settings.augmentation.examples) and not composer.reads_examples:
+        raise UsageProblem("the model was made without examples (no token <<EXAMPLE>>): leave examples out")
+
+
+def _prepare(
+    job: Job, folder: ModelFolder, model: GliclassModel, composer: Composer, device: torch.device
+) -> tuple[Loop, Any]:
+    settings = job.settings
+    sampler = Sampler(
+        job.sources, settings.optimisation.batch_size, settings.sampling, settings.augmentation, job.info,
+        settings.task.seed,
+    )  # fmt: skip
+    optimisation = settings.optimisation
+    freeze(model, optimisation)
+    adapted = None
+    if settings.lora.lora:
+        lora = settings.lora
+        adapted = add_lora(
+            model, job.model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout,
+            targets=lora.lora_targets,
+        )  # fmt: skip
+    passes = max(1, round(optimisation.epochs * sampler.epoch_batches / optimisation.accumulation))
+    total = optimisation.steps or min(passes, optimisation.most_steps or passes)
+    method = _method(job, folder, model, device)
+    precision = job.runtime.precision if job.runtime.precision != "auto" else "fp32"
+    if job.runtime.precision == "auto" and device.type == "cuda":
+        precision = "bf16"
+    dev = job.dev
+    watch: Callable[[], dict[str, float]] | None = None
+    if dev is not None:
+        watch = partial(measure, model, folder, composer, device, dev, multi=bool(settings.task.multi))
+    loop = Loop(
+        model=model,
+        method=method,
+        optimizer=Optimizer(model, optimisation, total),
+        sampler=sampler,
+        batcher=Batcher(composer, device),
+        settings=settings,
+        checkpoints=Checkpoints(job.output),
+        total=total,
+        device=device,
+        precision=_PRECISIONS[precision],
+        measure=watch,
+    )
+    return loop, adapted
+
+
+def _method(job: Job, folder: ModelFolder, model: GliclassModel, device: torch.device) -> Method:
+    settings = job.settings
+    if settings.task.method == "ppo":
+        from gliclass_cli.training.ppo import Ppo
+
+        return Ppo.of(settings, folder.calibration, model, device)
+    return Supervised.of(settings.loss, folder.calibration, multi=bool(settings.task.multi))
+
+
+def _fingerprint(job: Job, folder: ModelFolder) -> str:
+    """Return a digest of all that decides what a run computes, but for the machine."""
+    weights = [folder.onnx.text.path] if folder.onnx and not folder.has_weights else folder.path.glob("*.safetensors")
+    held = {
+        "settings": to_tables(job.settings),
+        "data": [file_digest(Path(name)) for name in job.files],
+        "weights": [file_digest(path) for path in sorted(weights)],
+        "config": folder.config.raw,
+    }
+    return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _write_settings(job: Job, loop: Loop) -> None:
+    """Write the settings as they were resolved, and what was run, as TOML that ``--config`` reads again."""
+    import tomli_w
+
+    progress = loop.progress
+    run: dict[str, Any] = {
+        "model": job.model,
+        "data": [source.name for source in job.sources],
+        **({"dev": job.dev.name} if job.dev else {}),
+        "rows": sum(len(source.rows) for source in job.sources),
+        "steps_done": progress.step,
+        "steps_of": loop.total,
+        **({"best": progress.best, "best_step": progress.best_step} if progress.best is not None else {}),
+        "seconds": round(progress.seconds, 1),
+        "gliclass_cli": __version__,
+        "torch": torch.__version__,
+    }
+    _write(job.output / SETTINGS, tomli_w.dumps({"run": run, **to_tables(job.settings)}))
+
+
+def _save(job: Job, folder: ModelFolder, model: GliclassModel, adapted: Any) -> None:
+    """Save the trained model, or its adapters, with all that it needs to classify."""
+    if adapted is not None:
+        save_lora(adapted, job.output)
+        return
+    try:
+        shutil.copyfile(folder.tokenizer, job.output / "tokenizer.json")
+        if folder.label_tokenizer != folder.tokenizer:
+            shutil.copyfile(folder.label_tokenizer, job.output / "label_tokenizer.json")
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):  # the reference reads them
+            if (folder.path / name).is_file():
+                shutil.copyfile(folder.path / name, job.output / name)
+    except OSError as error:
+        raise OutputFailed(f"{job.output}: cannot be written: {error.strerror}") from error
+    save_model(model, job.output)
+
+
+class _Log:
+    """The measures of a run, a JSON object a line; lines after the step that is gone on from are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = []
+        if path.exists() and step:
+            kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+        self.loss: float | None = None
+        _write(path, "".join(f"{line}\n" for line in kept))
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Add a line."""
+        self.loss = values.get("loss", self.loss)
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return all lines."""
+        return [json.loads(line) for line in self._path.read_text("utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError as error:
+        raise OutputFailed(f"{path}: cannot be written: {error.strerror}") from error
