@@ -88,7 +88,7 @@ complete -c gliclass -n '__fish_seen_subcommand_from eval' -l delimiter -x -d 'D
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l no-header -d 'CSV without a header: its columns are named 1, 2, 3 ...'
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l skip -x -d 'Skip the first N rows.'
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l limit -x -d 'Read at most N rows.'
-complete -c gliclass -n '__fish_seen_subcommand_from eval' -l gold-field -x -d 'Field of the right labels, dotted if nested. Default: the first of label, labels, true_labels, gold.'
+complete -c gliclass -n '__fish_seen_subcommand_from eval' -l gold-field -x -d 'Field of the right labels, dotted if nested. Default: the first of true_labels, gold, label, labels.'
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l as -x -d 'Key of predictions that rows already hold: no model runs then.'
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l json -r -F -d 'Write the report as a JSON object; -: instead of the table.'
 complete -c gliclass -n '__fish_seen_subcommand_from eval' -l plot -r -F -d 'Draw confusion, reliability and F1 of each label, as .png or .svg.'

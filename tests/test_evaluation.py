@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 
 from gliclass_cli.cli.app import app
 from gliclass_cli.evaluation.report import Report, evaluate
-from gliclass_cli.evaluation.rows import Outcomes, gold_labels
+from gliclass_cli.evaluation.rows import Outcomes
 from gliclass_cli.evaluation.tuning import best_threshold, fit, tune
+from gliclass_cli.gold import gold_labels
 from gliclass_cli.metrics import MULTI_METRICS, SINGLE_METRICS
 from gliclass_cli.predictions import Choice
 from gliclass_cli.records import FieldProblem
@@ -143,25 +144,27 @@ def test_rows_without_any_right_or_predicted_label() -> None:
     [
         (" a ", ("a",), ("a",)),
         ("a|b", ("a|b",), ("a", "b")),
-        ("a| b |a", ("a| b |a",), ("a", "b")),
+        ("a| b |", ("a| b |",), ("a", "b")),
         ("", (), ()),
         (["a"], ("a",), ("a",)),
-        (["b", "a", "b"], ("b", "a"), ("b", "a")),
+        (["b", "a"], ("b", "a"), ("b", "a")),
         ([], (), ()),
-        ({"a": 0.5, "b": 0.49, "c": True}, ("a", "c"), ("a", "c")),
+        ({"a": 0.5, "b": 0.49, "c": True}, ("a", "b", "c"), ("a", "b", "c")),
         ('["a", "b"]', ("a", "b"), ("a", "b")),
         ("[urgent]", ("[urgent]",), ("[urgent]",)),
     ],
 )
 def test_right_labels(value: Any, one: tuple[str, ...], several: tuple[str, ...]) -> None:
-    assert gold_labels(value, "label", multi=False) == one
-    assert gold_labels(value, "label", multi=True) == several
+    assert tuple(gold_labels(value, "label", several=False)) == one
+    assert tuple(gold_labels(value, "label")) == several
 
 
-@pytest.mark.parametrize("value", [None, 3, True, [1], ["a", ""], {"a": "yes"}, {"a": 1.5}, {"a": float("nan")}])
+@pytest.mark.parametrize(
+    "value", [None, 3, True, [1], ["a", ""], ["a", "a"], "a|a", {"a": "yes"}, {"a": 1.5}, {"a": float("nan")}]
+)
 def test_what_is_no_right_label(value: Any) -> None:
     with pytest.raises(FieldProblem, match="'label'"):
-        gold_labels(value, "label", multi=True)
+        gold_labels(value, "label")
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_resuming_with_other_settings_is_refused(checkpoints: dict[str, Path], r
     def job(**values: Any) -> Job:
         settings = make_settings({"steps": 4, "multi": False} | values)
         return Job(str(checkpoints["uni-encoder"]), sources, tmp_path / "out", settings, resume=True,
-                   runtime=Runtime(threads=1), files=(str(rows),))  # fmt: skip
+                   runtime=Runtime(threads=1))  # fmt: skip
 
     listeners = Listeners(step=lambda values: stop.set() if values["step"] == 2 else None)
     with pytest.raises(Interrupted, match="after step 2 of 4, which is saved"):

@@ -56,7 +56,7 @@ class ReportOptions:
         str | None,
         option(
             "--gold-field",
-            help="Field of the right labels, dotted if nested. Default: the first of label, labels, true_labels, gold.",
+            help="Field of the right labels, dotted if nested. Default: the first of true_labels, gold, label, labels.",
             metavar="FIELD",
         ),
     ] = None

@@ -39,6 +39,8 @@ def _page(command: Command, root: Command) -> str:
     lines.append(".SH OPTIONS")
     documented = (root,) if command is root else (command, *command.commands)
     lines += _options(item for below in documented for item in below.parameters)
+    if command.path[-1] == "train":
+        lines += [".SH SETTINGS", *_settings()]
     lines += [".SH EXIT STATUS"]
     for code, meaning in EXIT_CODE_MEANINGS.items():
         lines += [".TP", f"\\fB{int(code)}\\fR", _roff(meaning)]
@@ -82,6 +84,17 @@ def _options(parameters: Iterable[Parameter]) -> Iterator[str]:
         yield ".TP"
         yield (flags + value).strip()
         yield _roff(item.help)
+
+
+def _settings() -> Iterator[str]:
+    """Describe what --set and the TOML file of --config take."""
+    from gliclass_cli.training.settings import describe_settings
+
+    yield _roff("For --set NAME=VALUE, and for the TOML file of --config, with their defaults.")
+    for about, settings in describe_settings():
+        yield from (".PP", _roff(about))
+        for name, default, text in settings:
+            yield from (".TP", f"\\fB{_roff(name)}\\fR = {_roff(default)}", _roff(text))
 
 
 def _paragraphs(text: str) -> Iterator[str]:

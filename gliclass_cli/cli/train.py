@@ -62,7 +62,7 @@ class DataOptions(LabelFileOptions):
 
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA...", help="Rows with right labels, in any format that classify reads."),
+        typer.Argument(metavar="DATA", help="Rows with right labels, in any format that classify reads."),
     ]
     output: Annotated[str, option("-o", "--output", help="The new folder of the trained model.", metavar="DIR")]
     dev: Annotated[
@@ -191,7 +191,6 @@ def train(options: TrainOptions) -> None:
         dev=dev,
         info=_label_info(options),
         runtime=options.runtime(),
-        files=(*options.data, *([options.dev] if options.dev else [])),
         resume=options.resume,
     )
     with interruptible("the step") as stop, _Watch(shown=not options.quiet) as watch:

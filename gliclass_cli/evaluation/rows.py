@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +15,14 @@ from gliclass_cli.classification import Listeners, Summary, answered
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.decoding import Decoder
 from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
+from gliclass_cli.gold import GOLD_FIELDS, RIGHT, gold_labels
 from gliclass_cli.labels import CELL_SEPARATOR, LabelSet
 from gliclass_cli.metrics import Flags, Floats
 from gliclass_cli.predictions import Choice, Prediction
 from gliclass_cli.records import FieldProblem, Record, RowError, look_up, text_of
 
-GOLD_FIELDS = ("label", "labels", "true_labels", "gold")
 PREDICTION_KEY = "prediction"
 NONE_TAKEN = -1
-_RIGHT = 0.5
 _SHOWN_LABELS = 8
 
 
@@ -144,39 +142,13 @@ def _gold_of(record: Record, shape: Shape) -> tuple[str, ...]:
         value = look_up(record.fields or {}, shape.gold)
     except FieldProblem as problem:
         raise FieldProblem("no_gold", str(problem)) from problem
-    names = gold_labels(value, shape.gold, multi=shape.multi)
+    shares = gold_labels(value, shape.gold, several=shape.multi)
+    names = tuple(name for name, share in shares.items() if share >= RIGHT)
     if shape.multi or len(names) == 1:
         return names
     if names:
         raise UsageProblem(f"{record.where}: field {shape.gold!r} has {len(names)} right labels; use --multi")
     raise FieldProblem("no_gold", f"field {shape.gold!r} holds no label (with --multi: none is right)")
-
-
-def gold_labels(value: Any, field: str, *, multi: bool) -> tuple[str, ...]:
-    """Read right labels: a label, a list, ``{label: confidence}``, or with ``multi`` text joined by ``|``.
-
-    Raises:
-        FieldProblem: it is none of these.
-    """
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):  # a cell of a CSV
-        with contextlib.suppress(ValueError, RecursionError):  # a label may begin with a bracket too
-            value = json.loads(value)
-    if isinstance(value, str):
-        value = value.split(CELL_SEPARATOR) if multi else [value]
-        return tuple(dict.fromkeys(name.strip() for name in value if name.strip()))
-    if isinstance(value, Mapping):
-        return tuple(name.strip() for name, share in value.items() if _is_right(name, share, field))
-    if isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value):
-        return tuple(dict.fromkeys(name.strip() for name in value))
-    raise FieldProblem(
-        "bad_gold", f"field {field!r} must hold a label, a list of labels, or an object {{label: confidence}}"
-    )
-
-
-def _is_right(name: str, share: Any, field: str) -> bool:
-    if not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise FieldProblem("bad_gold", f"field {field!r}: the confidence of {name!r} must be a number from 0 to 1")
-    return share >= _RIGHT
 
 
 def _stored(record: Record, key: str, *, multi: bool) -> Prediction:

@@ -18,8 +18,9 @@ from gliclass_cli.training.optimizer import Optimizer
 from gliclass_cli.training.sampling import Sampler
 from gliclass_cli.training.settings import TrainSettings
 
-# What is reported when nothing else is said: so many times a run.
+# Where nothing else is said, a run is measured so many times, and saved so often.
 _TIMES = 10
+_SAVE_SECONDS = 300.0
 Forward = Callable[[GliclassModel, Batch], Scored]
 
 
@@ -99,17 +100,21 @@ class Loop:
             ModelUnusable: a step failed; nothing is skipped.
         """
         watching = self.settings.watching
-        often = max(1, self.total // _TIMES)
-        eval_every, save_every = watching.eval_every or often, watching.save_every or often
+        eval_every = watching.eval_every or max(1, self.total // _TIMES)
         started = time.monotonic() - self.progress.seconds
+        saved = time.monotonic()
         while self.progress.step < self.total and not self._stopped_early:
             self._step(started)
             last = self.progress.step == self.total
             if self.measure is not None and (self.progress.step % eval_every == 0 or last):
                 self._evaluate(self.measure)
             self.progress.seconds = time.monotonic() - started
-            if self.progress.step % save_every == 0 or stop.is_set():
+            due = time.monotonic() - saved > _SAVE_SECONDS
+            if watching.save_every:
+                due = self.progress.step % watching.save_every == 0
+            if (due and not last) or stop.is_set():
                 self.save()
+                saved = time.monotonic()
             if stop.is_set() and not last:
                 raise Interrupted(
                     f"interrupted after step {self.progress.step} of {self.total}, which is saved; "

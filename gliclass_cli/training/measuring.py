@@ -9,6 +9,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from gliclass_cli.backends.pytorch import TorchBackend
 from gliclass_cli.classifier import Classifier, Query
 from gliclass_cli.composer import Composer
+from gliclass_cli.gold import RIGHT
 from gliclass_cli.labels import make_labels
 from gliclass_cli.model import GliclassModel
 from gliclass_cli.model_folder import ModelFolder
@@ -33,7 +34,7 @@ def measure(
     predicted: list[list[str]] = []
     for window in classifier.stream(queries(), Choice(multi=multi, with_scores=False)):
         for query, prediction in window:
-            true.append([label for label, share in query.item.true.items() if share >= 0.5])
+            true.append([label for label, share in query.item.true.items() if share >= RIGHT])
             predicted.append(list(prediction.labels) if isinstance(prediction, Prediction) else [])
     if not multi:
         gold, found = [row[0] if row else "" for row in true], [row[0] if row else "" for row in predicted]

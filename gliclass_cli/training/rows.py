@@ -1,6 +1,5 @@
 """Training rows: read from any input that ``classify`` reads, and checked, all of them, before anything starts."""
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +8,12 @@ from typing import Any
 
 from gliclass_cli.classification import Inputs
 from gliclass_cli.errors import InputUnusable, UsageProblem
-from gliclass_cli.labels import CELL_SEPARATOR, LabelProblem, LabelSet, labels_from_cell
+from gliclass_cli.gold import GOLD_FIELDS, gold_labels
+from gliclass_cli.labels import LabelProblem, LabelSet, labels_from_cell
 from gliclass_cli.prompts import Example
 from gliclass_cli.readers import ReadOptions
 from gliclass_cli.records import FieldProblem, Record, look_up, text_of
 
-GOLD_FIELDS = ("true_labels", "gold", "label", "labels")
 CANDIDATES_FIELD = "all_labels"
 _TOLD = 10  # problems in one message
 
@@ -166,29 +165,7 @@ def _true_labels(values: Mapping[str, Any], name: str | None) -> dict[str, float
     if name is None:
         raise FieldProblem("no_gold", f"no right labels: none of the fields {', '.join(GOLD_FIELDS)} (--gold-field)")
     value = look_up(values, name)
-    if isinstance(value, Mapping):
-        return {label: _confidence(name, label, share) for label, share in value.items() if share != 0}
-    if isinstance(value, str):
-        value = [part for part in value.split(CELL_SEPARATOR) if part.strip()]
-    if value is None:
-        value = []
-    if not isinstance(value, list) or not all(isinstance(label, str) and label.strip() for label in value):
-        raise FieldProblem(
-            "bad_gold", f"field {name!r}: a label, a list of labels, or {{label: confidence}} belongs here"
-        )
-    names = [label.strip() for label in value]
-    twice = [label for label, count in Counter(names).items() if count > 1]
-    if twice:
-        raise FieldProblem("bad_gold", f"field {name!r}: label {twice[0]!r} is given twice")
-    return dict.fromkeys(names, 1.0)
-
-
-def _confidence(name: str, label: str, share: Any) -> float:
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1 or math.isnan(share):
-        raise FieldProblem("bad_gold", f"field {name!r}: the confidence of {label!r} must be from 0 to 1")
-    if not label.strip():
-        raise FieldProblem("bad_gold", f"field {name!r}: a label is empty")
-    return float(share)
+    return {} if value is None else gold_labels(value, name)
 
 
 def _candidates(values: Mapping[str, Any], name: str | None) -> tuple[str, ...] | None:

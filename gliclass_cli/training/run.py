@@ -39,12 +39,11 @@ CURVE = "loss.png"
 SETTINGS = "train.toml"
 _LENGTHS = {"bi-encoder": 256}
 _LENGTH = 512
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is trained on what, and where the result goes. ``data`` and ``dev`` are file names, for the records."""
+    """What is trained on what, and where the result goes."""
 
     model: str
     sources: Sequence[Source]
@@ -53,7 +52,6 @@ class Job:
     dev: Source | None = None
     info: LabelInfo = field(default_factory=LabelInfo)
     runtime: Runtime = field(default_factory=Runtime)
-    files: Sequence[str] = ()
     resume: bool = False
 
 
@@ -79,6 +77,8 @@ def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
         Interrupted: ``stop`` was set; ``resume`` goes on.
     """
     check_output(job.output, resume=job.resume)
+    if job.runtime.precision not in ("auto", "fp32", "bf16"):
+        raise UsageProblem(f"--precision {job.runtime.precision}: training takes fp32, or bf16 on CUDA")
     device = choose_device(job.runtime.device)
     if device.type == "cpu":
         torch.set_num_threads(job.runtime.threads or available_cores())
@@ -170,9 +170,7 @@ def _prepare(
     passes = max(1, round(optimisation.epochs * sampler.epoch_batches / optimisation.accumulation))
     total = optimisation.steps or min(passes, optimisation.most_steps or passes)
     method = _method(job, folder, model, device)
-    precision = job.runtime.precision if job.runtime.precision != "auto" else "fp32"
-    if job.runtime.precision == "auto" and device.type == "cuda":
-        precision = "bf16"
+    half = job.runtime.precision == "bf16" or (job.runtime.precision == "auto" and device.type == "cuda")
     dev = job.dev
     watch: Callable[[], dict[str, float]] | None = None
     if dev is not None:
@@ -187,7 +185,7 @@ def _prepare(
         checkpoints=Checkpoints(job.output),
         total=total,
         device=device,
-        precision=_PRECISIONS[precision],
+        precision=torch.bfloat16 if half else torch.float32,
         measure=watch,
     )
     return loop, adapted
@@ -207,11 +205,17 @@ def _fingerprint(job: Job, folder: ModelFolder) -> str:
     weights = [folder.onnx.text.path] if folder.onnx and not folder.has_weights else folder.path.glob("*.safetensors")
     held = {
         "settings": to_tables(job.settings),
-        "data": [file_digest(Path(name)) for name in job.files],
         "weights": [file_digest(path) for path in sorted(weights)],
+        "adapter": job.runtime.adapter,
         "config": folder.config.raw,
     }
-    return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode())
+    for source in (*job.sources, *([job.dev] if job.dev else [])):
+        digest.update(repr(source.pool).encode("utf-8", "surrogatepass"))
+        for row in source.rows:
+            parts = (row.text, row.true, row.candidates, sorted(row.avoid), row.prompt, row.examples)
+            digest.update(repr(parts).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _write_settings(job: Job, loop: Loop) -> None:

@@ -1,9 +1,10 @@
 """Everything that a training run is told: defaults, checks, and the TOML file beside the trained weights."""
 
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from gliclass_cli.errors import UsageProblem
 
@@ -17,106 +18,106 @@ Freeze = Literal["embeddings", "encoder"]
 class Task:
     """What is learnt, and from which rows."""
 
-    method: Method = "supervised"
-    multi: bool | None = None  # None: by the rows, several right labels in one of them
-    shots: int = 0  # rows drawn for each label; 0: all rows
-    seed: int = 0
-    max_length: int = 0  # tokens of one input; 0: 256 for a bi-encoder, else 512
-    allow_empty: bool = False  # rows without a right label: none of their candidates is
+    method: Annotated[Method, "supervised, or ppo, for rows with several right labels"] = "supervised"
+    multi: Annotated[bool | None, "whether rows have several right labels; auto: if one of them has"] = None
+    shots: Annotated[int, "rows drawn for each label; 0: all rows"] = 0
+    seed: Annotated[int, "seed of all random choices"] = 0
+    max_length: Annotated[int, "tokens of one input; 0: 256 for a bi-encoder, else 512"] = 0
+    allow_empty: Annotated[bool, "take rows to which no candidate applies"] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisation:
-    """How weights move. Learning rates rise over the first share ``warmup`` of the steps, then fall to 0 in a line."""
+    """How weights move: AdamW; learning rates rise at first, then fall to 0 in a line."""
 
-    epochs: float = 3.0
-    steps: int = 0  # 0: as many as the epochs have, but at most
-    most_steps: int = 0  # 0: any number
-    batch_size: int = 16
-    accumulation: int = 1  # batches whose gradients are added up for one step
-    encoder_lr: float = 1e-5
-    others_lr: float = 3e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    max_grad_norm: float = 1.0
-    freeze: tuple[Freeze, ...] = ()
+    epochs: Annotated[float, "passes over the rows"] = 3.0
+    steps: Annotated[int, "steps, instead of epochs; 0: as many as the epochs have"] = 0
+    most_steps: Annotated[int, "the most steps that epochs may come to; 0: any number"] = 0
+    batch_size: Annotated[int, "texts of a batch"] = 16
+    accumulation: Annotated[int, "batches whose gradients are added up for one step"] = 1
+    encoder_lr: Annotated[float, "learning rate of the encoders"] = 1e-5
+    others_lr: Annotated[float, "learning rate of everything else"] = 3e-5
+    weight_decay: Annotated[float, "decay of weights, biases and norms excepted"] = 0.01
+    warmup: Annotated[float, "share of the steps in which learning rates rise"] = 0.05
+    max_grad_norm: Annotated[float, "length that gradients are cut to"] = 1.0
+    freeze: Annotated[tuple[Freeze, ...], "what stays as it is: embeddings, encoder"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """What is made small: terms with their weights, ``bce=4`` and ``softmax=0.25`` for example.
+    """What is made small."""
 
-    ``auto`` is softmax where each row has one right label, else bce. ``focal_alpha`` below 0 is off.
-    """
-
-    loss: tuple[str, ...] = ("auto",)
-    focal_alpha: float = -1.0
-    focal_gamma: float = 2.0
+    loss: Annotated[
+        tuple[str, ...],
+        "bce, focal, softmax and contrastive, each with a weight if wanted (bce=4), or auto: softmax where each row "
+        "has one right label, else bce",
+    ] = ("auto",)
+    focal_alpha: Annotated[
+        float, "weight of right labels in the focal loss, of wrong ones 1 less it; below 0: off"
+    ] = -1.0
+    focal_gamma: Annotated[float, "how much the focal loss leaves easy labels aside"] = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Which labels a text is shown.
+    """Which labels a text is shown."""
 
-    ``negatives``: where wrong labels come from, in this order, until there are ``max_labels``: the row's own
-    candidates, the right labels of the other rows of the batch, all labels of the file. Empty: ``candidates``, or
-    ``batch`` and ``pool`` for rows that bring none.
-    """
-
-    max_labels: int = 64
-    negatives: tuple[NegativeSource, ...] = ()
-    shuffle_labels: bool = True
+    max_labels: Annotated[int, "labels that a text is shown at most"] = 64
+    negatives: Annotated[
+        tuple[NegativeSource, ...],
+        "where wrong labels come from, in this order, until there are max_labels: candidates (the row's own), batch "
+        "(right labels of the other rows), pool (all labels of the file); none: candidates, or batch and pool for rows "
+        "that bring none",
+    ] = ()
+    shuffle_labels: Annotated[bool, "show labels in random order"] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Probabilities, for each row each time, of changes that keep it right (paper, section 4)."""
+    """Probabilities, for each row each time, of changes that leave it right (paper, section 4)."""
 
-    label_removal: float = 0.0
-    label_addition: float = 0.0
-    text_addition: float = 0.0
-    description: float = 0.0
-    synonym: float = 0.0
-    examples: float = 0.0
-    max_examples: int = 5
+    label_removal: Annotated[float, "take labels away, never the last right one"] = 0.0
+    label_addition: Annotated[float, "add up to 5 wrong labels of the file"] = 0.0
+    text_addition: Annotated[float, "put another row's text behind the text, its right labels with it"] = 0.0
+    description: Annotated[float, "add a description of --label-info, for each label"] = 0.0
+    synonym: Annotated[float, "say a label by a synonym of --label-info, for each label"] = 0.0
+    examples: Annotated[float, "show other rows as solved examples"] = 0.0
+    max_examples: Annotated[int, "solved examples at most"] = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watching:
-    """When the model is measured and saved, in steps; 0: ten times a run. ``patience`` 0: never stop early."""
+    """When the model is measured and saved."""
 
-    eval_every: int = 0
-    patience: int = 0
-    save_every: int = 0
+    eval_every: Annotated[int, "steps between measurements on the dev file; 0: ten times a run"] = 0
+    patience: Annotated[int, "measurements without gain before the run stops; 0: never"] = 0
+    save_every: Annotated[int, "steps between checkpoints; 0: every five minutes"] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraSettings:
-    """Low-rank adapters; ``lora_targets`` are ends of module names, none: those that suit the model."""
+    """Low-rank adapters."""
 
-    lora: bool = False
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ()
+    lora: Annotated[bool, "train adapters only"] = False
+    lora_rank: Annotated[int, "rank"] = 16
+    lora_alpha: Annotated[float, "weight, divided by the rank"] = 32.0
+    lora_dropout: Annotated[float, "share of an adapter's inputs that are dropped"] = 0.0
+    lora_targets: Annotated[tuple[str, ...], "ends of names of linear layers; none: all"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PpoSettings:
-    """Proximal policy optimisation over labels; a coefficient of 0 is off, and costs nothing.
+    """Proximal policy optimisation over labels; a coefficient of 0 is off, and costs nothing."""
 
-    ``reward``: parts with their weights, of f1, jaccard and accuracy.
-    """
-
-    reward: tuple[str, ...] = ("f1",)
-    clip: float = 0.2
-    inner_steps: int = 2
-    kl: float = 0.1
-    entropy: float = 0.0
-    value_lr: float = 1e-3
-    value_weight: float = 1.0
-    normalize_advantages: bool = True
-    ppo_focal_gamma: float = 0.0
+    reward: Annotated[tuple[str, ...], "f1, jaccard and accuracy of a text's labels, with weights (f1=2)"] = ("f1",)
+    clip: Annotated[float, "how far a ratio of probabilities may go from 1"] = 0.2
+    inner_steps: Annotated[int, "steps on the same actions"] = 2
+    kl: Annotated[float, "weight of the divergence from the model at the start"] = 0.1
+    entropy: Annotated[float, "weight of a bonus for being undecided"] = 0.0
+    value_lr: Annotated[float, "learning rate of the value head"] = 1e-3
+    value_weight: Annotated[float, "weight of the value's squared error"] = 1.0
+    normalize_advantages: Annotated[bool, "advantages of a batch to mean 0 and deviation 1"] = True
+    ppo_focal_gamma: Annotated[float, "how much labels that are easy to get right count less"] = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +157,12 @@ _SHARES = ("warmup", "label_removal", "label_addition", "text_addition", "descri
 _ANY_SIGN = ("focal_alpha", "seed")
 
 
-def known_settings() -> tuple[str, ...]:
-    """Return the names of all settings."""
-    return tuple(_HINTS)
+def describe_settings() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield what each group is about, and its settings: name, default as in TOML, and what it says."""
+    for kind in _GROUPS.values():
+        hints = get_type_hints(kind, include_extras=True)
+        about = (kind.__doc__ or "").strip()
+        yield about, [(item.name, _spelled(item.default), get_args(hints[item.name])[1]) for item in fields(kind)]
 
 
 def make_settings(values: Mapping[str, Any]) -> TrainSettings:
@@ -245,6 +249,10 @@ def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str) -> 
         if not 0 < weights[name.strip()] < 1e6:
             raise UsageProblem(f"{what} {item!r}: a weight is above 0")
     return weights
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(_plain(value))
 
 
 def _plain(value: Any) -> Any:
