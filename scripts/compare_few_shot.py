@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
@@ -28,7 +29,7 @@ from gliclass_cli.runtime import Runtime
 from gliclass_cli.training.loop import Listeners
 from gliclass_cli.training.rows import Source, TrainingRow, draw_shots, read_sources
 from gliclass_cli.training.run import Job, train
-from gliclass_cli.training.settings import make_settings, parse_setting, with_multi
+from gliclass_cli.training.settings import make_settings, parse_setting
 
 WAYS = ("zero-shot", "prototypes", "fine-tuned", "LoRA")
 
@@ -57,7 +58,7 @@ def main() -> None:
 def compare(source: Source, options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Return macro-F1 and the seconds it took to get ready, for each way and seed."""
     half = len(source.rows) // 2
-    train_half = Source(source.name, source.rows[:half], source.pool, source.descriptions)
+    train_half = replace(source, rows=source.rows[:half])
     test = source.rows[half : half + options.rows]
     pool = LabelSet(source.pool, (None,) * len(source.pool), tuple((label,) for label in source.pool))
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in options.ways}
@@ -81,8 +82,7 @@ def make(way: str, shots: Source, seed: int, folder: Path, options: argparse.Nam
         return Classifier.load(options.model, Reading(examples=examples))
     values: dict[str, Any] = {"shots": options.shots, "seed": seed, "lora": way == "LoRA"}
     values |= dict(map(parse_setting, options.set))
-    settings = with_multi(make_settings(values), multi=False)
-    job = Job(options.model, [shots], folder / "model", settings)
+    job = Job(options.model, [shots], folder / "model", make_settings(values))
     train(job, Listeners(), threading.Event())
     if way == "LoRA":
         return Classifier.load(options.model, None, Runtime(adapter=str(job.output)))

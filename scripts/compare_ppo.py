@@ -25,7 +25,7 @@ from gliclass_cli.readers import ReadOptions
 from gliclass_cli.training.loop import Listeners
 from gliclass_cli.training.rows import Source, read_sources
 from gliclass_cli.training.run import Job, train
-from gliclass_cli.training.settings import make_settings, parse_setting, with_multi
+from gliclass_cli.training.settings import make_settings, parse_setting
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def run(source: Source, model: str, output: Path, values: dict[str, Any], option
     if values.get("method") == "ppo":
         given |= dict(map(parse_setting, options.set))
     began = time.perf_counter()
-    train(Job(model, [source], output, with_multi(make_settings(given), multi=True)), Listeners(), threading.Event())
+    train(Job(model, [source], output, make_settings(given)), Listeners(), threading.Event())
     return time.perf_counter() - began
 
 

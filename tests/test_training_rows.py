@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from gliclass_cli.errors import InputUnusable, UsageProblem
 from gliclass_cli.labels import make_labels
 from gliclass_cli.readers import ReadOptions
-from gliclass_cli.training.rows import RowFields, Source, TrainingRow, check_multi, draw_shots, read_sources
+from gliclass_cli.training.rows import (
+    RowFields,
+    Source,
+    TrainingRow,
+    check_dev,
+    check_multi,
+    check_pools,
+    draw_shots,
+    read_sources,
+)
 from gliclass_cli.training.sampling import LabelInfo, Sampler, Shown
 from gliclass_cli.training.settings import (
     Augmentation,
@@ -83,6 +92,7 @@ def test_a_json_list_a_csv_and_rows_of_classify(tmp_path: Path) -> None:
         ({"text": "a", "label": "x", "avoid": "y"}, "train.jsonl:2: avoid: a list of labels belongs here"),
         ({"text": "a", "label": "x", "prompt": 1}, "train.jsonl:2: prompt: a text belongs here"),
         ({"text": "a", "label": "x", "examples": [{"text": "b"}]}, "train.jsonl:2: examples: each is"),
+        ({"text": "a", "label": "x", "examples": [{"text": "b", "labels": 3}]}, "train.jsonl:2: field 'examples': a"),
         ("{not json}\n", "train.jsonl:2: "),
     ],
 )
@@ -99,8 +109,29 @@ def test_the_first_problems_are_told_and_the_rest_counted(tmp_path: Path) -> Non
 
 def test_an_empty_file_and_one_label_only(tmp_path: Path) -> None:
     assert problem(tmp_path) == "train.jsonl: holds no rows"
-    assert "all rows have the one label 'x'" in problem(tmp_path, {"text": "a", "label": "x"})
-    read(tmp_path, {"text": "a", "label": "x"}, {"text": "b", "label": []}, allow_empty=True)
+    with pytest.raises(InputUnusable, match="all rows have the one label 'x'"):
+        check_pools([read(tmp_path, {"text": "a", "label": "x"})])
+    check_pools([read(tmp_path, {"text": "a", "label": "x"}, {"text": "b", "label": []}, allow_empty=True)])
+    assert "no row has a label" in problem(tmp_path, {"text": "b", "label": []}, allow_empty=True)
+
+
+def test_a_dev_file_must_measure_what_is_trained(tmp_path: Path) -> None:
+    check_dev(read(tmp_path, {"text": "a", "label": "x"}), multi=False)
+    with pytest.raises(InputUnusable, match="nothing can be measured"):
+        check_dev(read(tmp_path, {"text": "a", "label": [], "all_labels": ["x"]}, allow_empty=True), multi=True)
+    with pytest.raises(InputUnusable, match="the training rows have one each"):
+        check_dev(read(tmp_path, {"text": "a", "label": ["x", "y"]}), multi=False)
+
+
+def test_an_unsure_label_makes_rows_multi(tmp_path: Path) -> None:
+    assert read(tmp_path, {"text": "a", "label": {"x": 0.4}}).is_multi
+    assert not read(tmp_path, {"text": "a", "label": {"x": 1}}).is_multi
+
+
+def test_descriptions_of_a_rows_own_labels_are_shown(tmp_path: Path) -> None:
+    source = read(tmp_path, {"text": "a", "label": "x", "all_labels": {"x": "things", "y": None}})
+    [shown] = sampler(source).batch(0, 0, [0])
+    assert shown.descriptions == {"x": "things"}
 
 
 def test_single_is_refused_where_rows_have_several(tmp_path: Path) -> None:
@@ -122,6 +153,8 @@ def test_each_label_gets_its_shots_and_the_same_ones_for_a_seed(tmp_path: Path) 
     assert drawn.pool == source.pool
     assert draw_shots(source, 8, 0)[0].rows == drawn.rows
     assert draw_shots(source, 8, 1)[0].rows != drawn.rows
+    empty = read(tmp_path, *rows, *[{"text": f"none {n}", "label": []} for n in range(20)], allow_empty=True)
+    assert sum(not row.true for row in draw_shots(empty, 8, 0)[0].rows) == 8
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
@@ -235,7 +268,7 @@ def test_settings_go_through_toml_and_back() -> None:
     [
         ("epochs = 0", "settings.toml: setting epochs is 0"),
         ("epochs = 'many'", "settings.toml: setting epochs is 'many'; it must be a number"),
-        ("warmup = 2", "settings.toml: setting warmup is 2.0; it must be from 0 to 1"),
+        ("warmup = 2", "settings.toml: setting warmup is 2; it must be from 0 to 1"),
         ("epoch = 3", "settings.toml: setting 'epoch' is not known; known are method, "),
         ("method = 'dpo'", "settings.toml: setting method is 'dpo'; it must be supervised, ppo"),
         ("negatives = ['web']", "settings.toml: setting negatives is ['web']; it must be candidates, batch, pool"),
@@ -263,6 +296,11 @@ def test_one_setting_of_the_command_line() -> None:
 
 def test_weights() -> None:
     assert parse_weights(("f1=2", "jaccard"), ("f1", "jaccard"), "reward") == {"f1": 2.0, "jaccard": 1.0}
-    for wrong in ("f2", "f1=x", "f1=-1"):
+    for wrong in (("f2",), ("f1=x",), ("f1=-1",), ("f1", "f1=2")):
         with pytest.raises(UsageProblem, match="reward"):
-            parse_weights((wrong,), ("f1",), "reward")
+            parse_weights(wrong, ("f1",), "reward")
+
+
+def test_few_shots_are_capped_unless_epochs_are_given() -> None:
+    assert make_settings({"shots": 8}).optimisation.most_steps == 150
+    assert make_settings({"shots": 8, "epochs": 50}).optimisation.most_steps == 0

@@ -13,7 +13,7 @@ import typer
 from gliclass_cli.cli.options import ComputeOptions, Format, LabelFileOptions, option
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
 from gliclass_cli.errors import ModelUnusable, UsageProblem
-from gliclass_cli.files import read_text_file
+from gliclass_cli.files import STDIN, read_text_file
 
 if TYPE_CHECKING:
     from gliclass_cli.training.rows import Source
@@ -115,10 +115,12 @@ class TrainOptions(ComputeOptions, DataOptions):
     steps: Annotated[int | None, option("--steps", help="Steps, instead of epochs.", min=1, metavar="N")] = None
     batch_size: Annotated[int | None, option("--batch-size", help="Texts of a batch; 16.", min=1, metavar="N")] = None
     encoder_lr: Annotated[
-        float | None, option("--lr", help="Learning rate of the encoders; 1e-5, with --shots 5e-5.", metavar="X")
+        float | None,
+        option("--lr", help="Learning rate of the encoders; 1e-5, with --shots 1e-4, with --lora more.", metavar="X"),
     ] = None
     others_lr: Annotated[
-        float | None, option("--others-lr", help="Learning rate of everything else; 3e-5.", metavar="X")
+        float | None,
+        option("--others-lr", help="Learning rate of everything else; 3e-5, with --shots or --lora 1e-3.", metavar="X"),
     ] = None
     loss: Annotated[
         list[str] | None,
@@ -126,7 +128,8 @@ class TrainOptions(ComputeOptions, DataOptions):
                "or bce for several right labels.", metavar="NAME"),
     ] = None  # fmt: skip
     max_labels: Annotated[
-        int | None, option("--max-labels", help="Labels that a text is shown at most; 64.", min=2, metavar="N")
+        int | None,
+        option("--max-labels", help="Labels that a text is shown, all right ones among them; 64.", min=2, metavar="N"),
     ] = None
     negatives: Annotated[
         list[str] | None,
@@ -135,7 +138,12 @@ class TrainOptions(ComputeOptions, DataOptions):
     ] = None  # fmt: skip
     max_length: Annotated[
         int | None,
-        option("--max-length", help="Tokens of one input; 256 for a bi-encoder, else 512.", min=8, metavar="N"),
+        option(
+            "--max-length",
+            help="Tokens of one input; 256 for a bi-encoder, with --shots 128, else 512.",
+            min=8,
+            metavar="N",
+        ),
     ] = None
     freeze: Annotated[
         list[str] | None, option("--freeze", help="Leave embeddings or encoder as they are.", metavar="NAME")
@@ -176,13 +184,12 @@ def train(options: TrainOptions) -> None:
     run goes on with --resume, and ends with the same weights as one that was never stopped.
     """
     settings = _settings(options)
-    sources, dev, settings = _rows(options, settings)
+    sources, dev = _rows(options, settings)
     if missing := [name for name in _LIBRARIES if find_spec(name) is None]:
         raise ModelUnusable(f"training needs {', '.join(missing)}: pip install 'gliclass-cli[train]'")
     from gliclass_cli.training.loop import Listeners
-    from gliclass_cli.training.run import Job, check_output, train
+    from gliclass_cli.training.run import Job, train
 
-    check_output(Path(options.output), resume=options.resume)
     job = Job(
         model=options.model,
         sources=sources,
@@ -212,24 +219,28 @@ def _settings(options: TrainOptions) -> "TrainSettings":
     return make_settings(values)
 
 
-def _rows(options: TrainOptions, settings: "TrainSettings") -> "tuple[list[Source], Source | None, TrainSettings]":
+def _rows(options: TrainOptions, settings: "TrainSettings") -> "tuple[list[Source], Source | None]":
     """Read and check all rows. Raises InputUnusable, UsageProblem."""
     from gliclass_cli.readers import ReadOptions
-    from gliclass_cli.training.rows import RowFields, check_multi, draw_shots, read_sources
-    from gliclass_cli.training.settings import with_multi
+    from gliclass_cli.training.rows import RowFields, check_multi, check_pools, draw_shots, read_sources
 
+    if [*options.data, options.dev, options.labels].count(STDIN) > 1:
+        raise UsageProblem("standard input (-) can be read once only")
+    if not options.output:
+        raise UsageProblem("-o '': name a folder")
     read = ReadOptions(
         format=options.format.value if options.format else None, text_fields=tuple(options.text_field or ())
     )
     fields, empty = RowFields(options.gold_field, options.labels_field), settings.task.allow_empty
     labels = options.label_set()
     sources = read_sources(options.data, read, labels=labels, fields=fields, allow_empty=empty)
+    check_pools(sources)
     dev = None
     if options.dev is not None:
         [dev] = read_sources([options.dev], read, labels=labels, fields=fields, allow_empty=empty)
-        if labels is None and len(sources) == 1:
-            dev = dev.with_labels(sources[0].pool)
-    settings = with_multi(settings, check_multi([*sources, *([dev] if dev else [])], settings.task.multi))
+        if labels is None:
+            dev = dev.with_labels([label for source in sources for label in source.pool])
+    multi = check_multi(sources, settings.task.multi)
     if settings.task.shots:
         drawn = [draw_shots(source, settings.task.shots, settings.task.seed) for source in sources]
         sources = [source for source, _ in drawn]
@@ -239,8 +250,8 @@ def _rows(options: TrainOptions, settings: "TrainSettings") -> "tuple[list[Sourc
             say(f"labels with fewer than {settings.task.shots} rows: {names}{', ...' if len(few) > 5 else ''}")
     if not options.quiet:
         rows, count = sum(len(source.rows) for source in sources), len({n for source in sources for n in source.pool})
-        say(f"{rows:,} rows, {count:,} labels, {'several' if settings.task.multi else 'one'} right a row")
-    return sources, dev, settings
+        say(f"{rows:,} rows, {count:,} labels, {'several' if multi else 'one'} right a row")
+    return sources, dev
 
 
 def _label_info(options: TrainOptions) -> "LabelInfo":
@@ -249,16 +260,19 @@ def _label_info(options: TrainOptions) -> "LabelInfo":
 
     if options.label_info is None:
         return LabelInfo()
+    needed = f'{options.label_info}: {{label: {{"descriptions": [...], "synonyms": [...]}}}} belongs here'
     try:
         found = json.loads(read_text_file(options.label_info, "label info", UsageProblem))
-        parts = {
-            part: {label: [str(text) for text in info.get(part, ())] for label, info in found.items()}
-            for part in ("descriptions", "synonyms")
-        }
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UsageProblem(
-            f'{options.label_info}: {{label: {{"descriptions": [...], "synonyms": [...]}}}} belongs here: {error}'
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageProblem(f"{needed}: {error}") from error
+    parts: dict[str, dict[str, list[str]]] = {"descriptions": {}, "synonyms": {}}
+    for label, info in found.items() if isinstance(found, dict) else [("", None)]:
+        if not isinstance(info, dict) or not info.keys() <= parts.keys():
+            raise UsageProblem(f"{needed}; see {label!r}")
+        for part, texts in info.items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise UsageProblem(f"{needed}; {part} of {label!r} is no list of texts")
+            parts[part][label] = texts
     return LabelInfo(**parts)
 
 

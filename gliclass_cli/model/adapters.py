@@ -36,7 +36,10 @@ def add_lora(
         raise UsageProblem(f"lora_targets {', '.join(unknown)}: no linear layer ends so; known are {', '.join(ends)}")
     scaled: Any = alpha  # an int, says its type
     config = LoraConfig(r=rank, lora_alpha=scaled, lora_dropout=dropout, target_modules=chosen)
-    adapted = _adapted(model, config)
+    try:
+        adapted = _adapted(model, config)
+    except (RuntimeError, ValueError) as error:
+        raise UsageProblem(f"lora_rank {rank}: no adapters can be made: {str(error).strip()[:200]}") from error
     config.base_model_name_or_path = base
     return adapted
 
@@ -90,7 +93,7 @@ def merge_lora(model: GliclassModel, folder: Path) -> GliclassModel:
         found: Any = set_peft_model_state_dict(adapted, load_file(path))
         merged: GliclassModel = adapted.merge_and_unload()
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelUnusable(f"{path}: does not fit the model: {str(error).splitlines()[0]}") from error
+        raise ModelUnusable(f"{path}: does not fit the model: {str(error).strip()[:200]}") from error
     if found.unexpected_keys:
         raise ModelUnusable(f"{path}: holds {found.unexpected_keys[0]}, which the model does not have")
     return merged.eval()

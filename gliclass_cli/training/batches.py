@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
 from gliclass_cli.composer import Composer, PreparedLabels, Prompt
-from gliclass_cli.labels import LabelSet
+from gliclass_cli.labels import LabelProblem, LabelSet
 from gliclass_cli.model import GliclassModel
 from gliclass_cli.tokens import Ids
 from gliclass_cli.training.sampling import Shown
@@ -94,6 +94,8 @@ class Batcher:
             if prepared.split == 1:
                 return prepared
             room = len(prepared.groups[0].columns)
+            if room < 2:
+                raise LabelProblem("not even two labels fit beside a text: raise --max-length, or shorten them")
             kept = sorted(sorted(kept, key=lambda place: row.targets[place] == 0)[:room])
 
     def _prepare(self, composer: Composer, row: Shown, kept: Sequence[int]) -> PreparedLabels:

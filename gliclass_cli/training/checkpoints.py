@@ -59,10 +59,13 @@ class Checkpoints:
         """Save the weights that were measured best."""
         self._write(_BEST, {"weights": weights}, {})
 
-    def load_best(self) -> dict[str, Tensor] | None:
-        """Return the weights that were measured best, or None."""
+    def load_best(self) -> dict[str, Tensor]:
+        """Return the weights that were measured best. Raises ModelUnusable."""
         path = self.folder / _BEST / "weights.safetensors"
-        return load_file(path) if path.exists() else None
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelUnusable(f"{path}: cannot be read: {error}") from error
 
     def remove(self) -> None:
         """Remove all checkpoints: the run is done."""

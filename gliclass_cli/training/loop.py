@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gliclass_cli.errors import Interrupted, ModelUnusable
+from gliclass_cli.labels import LabelProblem
 from gliclass_cli.model import GliclassModel
 from gliclass_cli.training.batches import Batch, Batcher, Scored, score
 from gliclass_cli.training.checkpoints import Checkpoints, Progress
@@ -120,9 +121,8 @@ class Loop:
                     f"interrupted after step {self.progress.step} of {self.total}, which is saved; "
                     "the same command with --resume goes on"
                 )
-        best = self.checkpoints.load_best()
-        if best is not None:
-            self._load(best)
+        if self.progress.best is not None:
+            self._load(self.checkpoints.load_best())
 
     def save(self) -> None:
         """Save a checkpoint."""
@@ -137,8 +137,8 @@ class Loop:
         try:
             batches = self._batches(number)
             values = self.method.update(Step(number, batches, self.model, self.forward, self.optimizer))
-        except (RuntimeError, IndexError) as error:
-            raise ModelUnusable(f"step {number + 1} failed: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, IndexError, LabelProblem) as error:
+            raise ModelUnusable(f"step {number + 1} failed: {str(error).strip() or type(error).__name__}") from error
         if not all(abs(value) < float("inf") for value in values.values()):
             raise ModelUnusable(f"step {number + 1}: the loss is no number; lower the learning rates (--lr)")
         self.progress.step = number + 1
@@ -184,7 +184,10 @@ class Loop:
     def _evaluate(self, measure: Callable[[], dict[str, float]]) -> None:
         """Measure on the dev file, and keep the best weights."""
         self.model.eval()
-        measures = measure()
+        try:
+            measures = measure()
+        except ModelUnusable as error:
+            raise ModelUnusable(f"after step {self.progress.step}: {error}; lower the learning rates (--lr)") from error
         progress, decides = self.progress, next(iter(measures.values()))
         self.listeners.step({"step": progress.step, "dev": measures})
         if progress.best is None or decides > progress.best:

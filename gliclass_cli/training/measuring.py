@@ -1,6 +1,6 @@
 """Measures a model in training, on rows with right labels, the way it will classify."""
 
-from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from sklearn.metrics import accuracy_score, f1_score
@@ -10,12 +10,19 @@ from gliclass_cli.backends.pytorch import TorchBackend
 from gliclass_cli.classifier import Classifier, Query
 from gliclass_cli.composer import Composer
 from gliclass_cli.gold import RIGHT
-from gliclass_cli.labels import make_labels
+from gliclass_cli.labels import LabelSet
 from gliclass_cli.model import GliclassModel
 from gliclass_cli.model_folder import ModelFolder
 from gliclass_cli.predictions import Choice, Prediction
+from gliclass_cli.prompts import Example
 from gliclass_cli.scoring import Scorer
-from gliclass_cli.training.rows import Source, TrainingRow
+from gliclass_cli.training.rows import Source, TrainingRow, label_set
+
+
+def _labels(row: TrainingRow, dev: Source) -> LabelSet:
+    """Return the candidates of a dev row."""
+    names = [name for name in row.candidates or dev.pool if name not in row.avoid]
+    return label_set(names, {**dev.descriptions, **row.descriptions})
 
 
 def measure(
@@ -23,17 +30,17 @@ def measure(
 ) -> dict[str, float]:
     """Return macro-F1 and accuracy, or with several right labels micro-F1 and macro-F1; the first one decides."""
     backend = TorchBackend(folder, device=str(device), precision="fp32", threads=torch.get_num_threads(), model=model)
-    classifier = Classifier(folder, composer, Scorer(folder, backend))
-    pool = make_labels(dev.pool)
-
-    def queries() -> Iterator[Query[TrainingRow]]:
-        for row in dev.rows:
-            yield Query(row, row.text, pool if row.candidates is None else make_labels(row.candidates))
-
+    by_task: dict[tuple[str, tuple[Example, ...]], list[TrainingRow]] = {}
+    for row in dev.rows:
+        by_task.setdefault((row.prompt, row.examples if composer.reads_examples else ()), []).append(row)
     true: list[list[str]] = []
     predicted: list[list[str]] = []
-    for window in classifier.stream(queries(), Choice(multi=multi, with_scores=False)):
-        for query, prediction in window:
+    for task, rows in by_task.items():
+        classifier = Classifier(folder, composer.with_task(*task), Scorer(folder, backend))
+        queries = (Query(row, row.text, _labels(row, dev)) for row in rows)
+        for query, prediction in chain.from_iterable(
+            classifier.stream(queries, Choice(multi=multi, with_scores=False))
+        ):
             true.append([label for label, share in query.item.true.items() if share >= RIGHT])
             predicted.append(list(prediction.labels) if isinstance(prediction, Prediction) else [])
     if not multi:

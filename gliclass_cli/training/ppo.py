@@ -7,7 +7,7 @@ Actions are drawn once a step and stay the same over its inner steps. Dropout is
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def rewards(actions: Tensor, targets: Tensor, mask: Tensor, parts: Mapping[str, 
 
 
 def normalized(advantages: Tensor) -> Tensor:
-    """Return advantages with mean 0 and standard deviation 1; of one text alone, or of equal ones, 0."""
+    """Return advantages (B,) with mean 0 and standard deviation 1; equal ones become 0."""
     centred = advantages - advantages.mean()
     return centred / (centred.square().mean().sqrt() + 1e-8)
 
@@ -144,13 +144,21 @@ class Ppo:
     reference: GliclassModel | None
 
     @classmethod
-    def of(cls, settings: TrainSettings, calibration: Calibration, model: GliclassModel, device: torch.device) -> "Ppo":
+    def of(
+        cls,
+        settings: TrainSettings,
+        calibration: Calibration,
+        model: GliclassModel,
+        device: torch.device,
+        *,
+        multi: bool,
+    ) -> "Ppo":
         """Build the value head, and freeze a copy of the model where divergence from it costs something."""
         ppo = settings.ppo
         parts = parse_weights(ppo.reward, REWARDS, "reward")
         if not parts:
             raise UsageProblem(f"no reward: known are {', '.join(REWARDS)}")
-        if not settings.task.multi:
+        if not multi:
             raise UsageProblem("ppo is for rows with several right labels, and each row here has one; use supervised")
         torch.manual_seed(settings.task.seed)
         value = ValueHead(_text_size(model)).to(device)
@@ -161,6 +169,11 @@ class Ppo:
         """Draw actions, then move policy and value ``inner_steps`` times on them."""
         step.model.eval()
         rollouts = [self._roll_out(step, batch) for batch in step.batches]
+        advantages = torch.cat([rollout.advantages for rollout in rollouts])
+        if self.settings.normalize_advantages and len(advantages) > 1:
+            parts = torch.split(normalized(advantages), [len(rollout.advantages) for rollout in rollouts])
+            pairs = zip(rollouts, parts, strict=True)
+            rollouts = [replace(rollout, advantages=part) for rollout, part in pairs]
         values: dict[str, float] = {}
         for _ in range(self.settings.inner_steps):
             step.optimizer.clear()
@@ -177,8 +190,6 @@ class Ppo:
         actions = torch.bernoulli(logits.sigmoid())
         found = rewards(actions, batch.targets, batch.mask, self.parts)
         advantages = found - self.value(scored, logits, batch.mask)
-        if self.settings.normalize_advantages:
-            advantages = normalized(advantages)
         reference = None if self.reference is None else self._policy(step.forward(self.reference, batch))
         return _Rollout(batch, logits, actions, found, advantages, reference)
 

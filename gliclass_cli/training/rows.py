@@ -23,12 +23,14 @@ class TrainingRow:
     """A text with what is right for it.
 
     ``true`` holds the confidence 0..1 of each right label. ``candidates``: the labels it may be shown, or None for
-    those of its source. ``avoid``: labels that are neither right nor wrong, never shown.
+    those of its source; ``descriptions`` say more about some of them. ``avoid``: labels that are neither right nor
+    wrong, never shown.
     """
 
     text: str
     true: Mapping[str, float]
     candidates: tuple[str, ...] | None = None
+    descriptions: Mapping[str, str] = field(default_factory=dict)
     avoid: frozenset[str] = frozenset()
     prompt: str = ""
     examples: tuple[Example, ...] = ()
@@ -46,7 +48,7 @@ class Source:
     @property
     def is_multi(self) -> bool:
         """Whether a row has several right labels, or none."""
-        return any(len(row.true) != 1 for row in self.rows)
+        return any(list(row.true.values()) != [1.0] for row in self.rows)
 
     def with_labels(self, labels: Sequence[str]) -> "Source":
         """Return the source with more labels to choose from."""
@@ -79,16 +81,16 @@ def read_sources(
 
 
 def draw_shots(source: Source, shots: int, seed: int) -> tuple[Source, dict[str, int]]:
-    """Draw rows until each label of the source has ``shots`` of them, rare labels first.
+    """Draw rows until each label of the source has ``shots`` of them, rare labels first; rows without one count too.
 
     Returns:
         The smaller source, and how many rows each label has that has fewer.
     """
     order = list(range(len(source.rows)))
-    random.Random(f"shots {seed} {source.name}").shuffle(order)
+    random.Random(f"shots {seed}").shuffle(order)
     by_label: dict[str, list[int]] = {}
     for index in order:
-        for label in source.rows[index].true:
+        for label in _counted(source.rows[index]):
             by_label.setdefault(label, []).append(index)
     taken: dict[int, None] = {}
     counts: Counter[str] = Counter()
@@ -98,9 +100,19 @@ def draw_shots(source: Source, shots: int, seed: int) -> tuple[Source, dict[str,
                 break
             if index not in taken:
                 taken[index] = None
-                counts.update(source.rows[index].true.keys())
+                counts.update(_counted(source.rows[index]))
     few = {label: counts[label] for label in source.pool if counts[label] < shots}
     return replace(source, rows=tuple(source.rows[index] for index in sorted(taken))), few
+
+
+def _counted(row: TrainingRow) -> tuple[str, ...]:
+    """Return the right labels of a row, or the one that stands for none."""
+    return tuple(row.true) or ("",)
+
+
+def label_set(names: Sequence[str], descriptions: Mapping[str, str]) -> LabelSet:
+    """Return labels by name as a label set."""
+    return LabelSet(tuple(names), tuple(map(descriptions.get, names)), tuple((name,) for name in names))
 
 
 def _read(name: str, inputs: Inputs, labels: LabelSet | None, fields: RowFields, allow_empty: bool) -> Source:
@@ -117,13 +129,9 @@ def _read(name: str, inputs: Inputs, labels: LabelSet | None, fields: RowFields,
     if not rows:
         raise InputUnusable(f"{name}: holds no rows")
     pool = _pool(rows, labels)
-    if len(pool) < 2 and not (allow_empty and any(not row.true for row in rows)):
-        raise InputUnusable(
-            f"{name}: all rows have the one label {pool[0]!r}: there is nothing to tell apart; name the other labels "
-            "with -l or --labels, or give each row its candidates in all_labels"
-        )
-    known = dict(zip(labels.names, labels.descriptions, strict=True)) if labels else {}
-    return Source(name, tuple(rows), pool, {label: text for label, text in known.items() if text})
+    if not pool:
+        raise InputUnusable(f"{name}: no row has a label; name the labels with -l or --labels")
+    return Source(name, tuple(rows), pool, _descriptions(labels))
 
 
 def _pool(rows: Sequence[TrainingRow], labels: LabelSet | None) -> tuple[str, ...]:
@@ -145,7 +153,8 @@ def _row(
     true = _true_labels(values, gold)
     if not true and not allow_empty:
         raise FieldProblem("no_gold", "no right label; --allow-empty takes rows to which no candidate applies")
-    candidates = _candidates(values, fields.candidates)
+    own = _candidates(values, fields.candidates)
+    candidates = own.names if own else None
     allowed = candidates if candidates is not None else labels.names if labels else None
     if allowed is not None and (unknown := [label for label in true if label not in allowed]):
         raise FieldProblem("unknown_label", f"the right label {unknown[0]!r} is not among the candidates")
@@ -156,7 +165,13 @@ def _row(
     if not isinstance(prompt, str):
         raise FieldProblem("bad_prompt", "prompt: a text belongs here")
     return TrainingRow(
-        text, true, candidates, frozenset(avoid) - true.keys(), prompt, tuple(_examples(values.get("examples") or ()))
+        text=text,
+        true=true,
+        candidates=candidates,
+        descriptions=_descriptions(own),
+        avoid=frozenset(avoid) - true.keys(),
+        prompt=prompt,
+        examples=tuple(_examples(values.get("examples") or ())),
     )
 
 
@@ -168,10 +183,15 @@ def _true_labels(values: Mapping[str, Any], name: str | None) -> dict[str, float
     return {} if value is None else gold_labels(value, name)
 
 
-def _candidates(values: Mapping[str, Any], name: str | None) -> tuple[str, ...] | None:
+def _descriptions(labels: LabelSet | None) -> dict[str, str]:
+    known = zip(labels.names, labels.descriptions, strict=True) if labels else ()
+    return {name: text for name, text in known if text}
+
+
+def _candidates(values: Mapping[str, Any], name: str | None) -> LabelSet | None:
     if name is None and CANDIDATES_FIELD not in values:
         return None
-    return labels_from_cell(look_up(values, name or CANDIDATES_FIELD)).names
+    return labels_from_cell(look_up(values, name or CANDIDATES_FIELD))
 
 
 def _examples(value: Any) -> Iterator[Example]:
@@ -179,14 +199,32 @@ def _examples(value: Any) -> Iterator[Example]:
         raise FieldProblem("bad_examples", "examples: a list of objects with text and labels belongs here")
     for item in value:
         labels = item.get("labels", item.get("true_labels")) if isinstance(item, Mapping) else None
-        if labels is None or not isinstance(item.get("text"), str) or not all(isinstance(name, str) for name in labels):
+        if labels is None or not isinstance(item.get("text"), str):
             raise FieldProblem("bad_examples", 'examples: each is {"text": ..., "labels": [...]}')
-        yield Example(item["text"], tuple(labels))
+        yield Example(item["text"], tuple(gold_labels(labels, "examples")))
+
+
+def check_pools(sources: Sequence[Source]) -> None:
+    """Refuse rows of one label only, unless it is wrong for some of them. Raises InputUnusable."""
+    for source in sources:
+        if len(source.pool) < 2 and all(row.true for row in source.rows):
+            raise InputUnusable(
+                f"{source.name}: all rows have the one label {source.pool[0]!r}: there is nothing to tell apart; name "
+                "the other labels with -l or --labels, or give each row its candidates in all_labels"
+            )
+
+
+def check_dev(dev: Source, *, multi: bool) -> None:
+    """Refuse a dev file that measures nothing, or something else than what is trained. Raises InputUnusable."""
+    if not any(row.true for row in dev.rows):
+        raise InputUnusable(f"{dev.name}: no row has a right label: nothing can be measured on it")
+    if dev.is_multi and not multi:
+        raise InputUnusable(f"{dev.name}: has rows with several right labels, or none; the training rows have one each")
 
 
 def check_multi(sources: Sequence[Source], multi: bool | None) -> bool:
     """Return whether rows have several right labels, which ``multi`` may say. Raises UsageProblem."""
     found = any(source.is_multi for source in sources)
     if multi is False and found:
-        raise UsageProblem("some rows have several right labels, or none; leave --single out")
+        raise UsageProblem("some rows have several right labels, none, or one that is not sure; take multi=auto")
     return found if multi is None else multi

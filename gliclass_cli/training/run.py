@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from gliclass_cli.backends.pytorch import choose_device, open_model
 from gliclass_cli.composer import Composer
 from gliclass_cli.cores import available_cores
 from gliclass_cli.errors import OutputFailed, UsageProblem
-from gliclass_cli.labels import LabelProblem, make_labels
+from gliclass_cli.labels import LabelProblem, LabelSet
 from gliclass_cli.loading import open_folder
 from gliclass_cli.model import GliclassModel, add_lora, save_lora, save_model
 from gliclass_cli.model_folder import ModelFolder, file_digest
@@ -29,7 +30,7 @@ from gliclass_cli.training.checkpoints import Checkpoints
 from gliclass_cli.training.loop import Listeners, Loop, Method
 from gliclass_cli.training.measuring import measure
 from gliclass_cli.training.optimizer import Optimizer, freeze
-from gliclass_cli.training.rows import Source
+from gliclass_cli.training.rows import Source, check_dev, check_multi, check_pools, label_set
 from gliclass_cli.training.sampling import LabelInfo, Sampler
 from gliclass_cli.training.settings import TrainSettings, to_tables
 from gliclass_cli.training.supervised import Supervised
@@ -37,8 +38,8 @@ from gliclass_cli.training.supervised import Supervised
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 SETTINGS = "train.toml"
-_LENGTHS = {"bi-encoder": 256}
-_LENGTH = 512
+# Tokens of one input where nothing is said: a text alone, one of a few, and a text with its labels.
+_TEXT_LENGTH, _FEW_SHOT_LENGTH, _LENGTH = 256, 128, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,7 @@ def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
         Interrupted: ``stop`` was set; ``resume`` goes on.
     """
     check_output(job.output, resume=job.resume)
-    if job.runtime.precision not in ("auto", "fp32", "bf16"):
-        raise UsageProblem(f"--precision {job.runtime.precision}: training takes fp32, or bf16 on CUDA")
+    multi = _check_job(job)
     device = choose_device(job.runtime.device)
     if device.type == "cpu":
         torch.set_num_threads(job.runtime.threads or available_cores())
@@ -88,10 +88,12 @@ def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
     folder = replace(folder, config=model.config)
     composer = _composer(folder, job)
     _check_rows(composer, job)
-    loop, adapted = _prepare(job, folder, model, composer, device)
+    loop, adapted = _prepare(job, folder, model, composer, device, multi=multi)
     loop.progress.fingerprint = _fingerprint(job, folder)
     job.output.mkdir(parents=True, exist_ok=True)
     resumed = job.resume and loop.resume()
+    if not resumed:
+        loop.checkpoints.remove()
     if job.resume and not resumed:
         listeners.message(f"{job.output}: holds no checkpoint; starting from the beginning")
     elif resumed:
@@ -108,12 +110,33 @@ def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
         loop.run(stop)
     finally:
         log.close()
-    _save(job, folder, model, adapted)
+    try:
+        _save(job, folder, model, adapted)
+    except OutputFailed:
+        with suppress(OutputFailed):
+            loop.save()
+        raise
     _write_settings(job, loop)
     _write(job.output / CURVE, plot_training(log.lines()))
     loop.checkpoints.remove()
     progress = loop.progress
     return Report(progress.step, loop.total, progress.seconds, log.loss, progress.best, progress.best_step)
+
+
+def _check_job(job: Job) -> bool:
+    """Refuse what cannot be trained; return whether rows have several right labels. Raises UsageProblem."""
+    settings = job.settings
+    if job.runtime.precision not in ("auto", "fp32", "bf16"):
+        raise UsageProblem(f"--precision {job.runtime.precision}: training takes fp32, or bf16 on CUDA")
+    if job.runtime.adapter is not None and settings.lora.lora:
+        raise UsageProblem("--lora makes new adapters: leave --adapter out, or export the model with it first")
+    if settings.watching.patience and job.dev is None:
+        raise UsageProblem("--patience needs --dev FILE to measure on")
+    check_pools(job.sources)
+    multi = check_multi(job.sources, settings.task.multi)
+    if job.dev is not None:
+        check_dev(job.dev, multi=multi)
+    return multi
 
 
 def check_output(output: Path, *, resume: bool) -> None:
@@ -132,8 +155,10 @@ def check_output(output: Path, *, resume: bool) -> None:
 
 
 def _composer(folder: ModelFolder, job: Job) -> Composer:
-    wanted = job.settings.task.max_length or _LENGTHS.get(folder.config.architecture, _LENGTH)
-    if job.settings.task.max_length > folder.positions:
+    task = job.settings.task
+    alone = _FEW_SHOT_LENGTH if task.shots else _TEXT_LENGTH
+    wanted = task.max_length or (alone if folder.config.architecture == "bi-encoder" else _LENGTH)
+    if task.max_length > folder.positions:
         raise UsageProblem(f"max_length {wanted}: the model has {folder.positions} positions")
     return Composer(folder, Reading(max_length=min(wanted, folder.positions)))
 
@@ -142,16 +167,37 @@ def _check_rows(composer: Composer, job: Job) -> None:
     """Find out before the first step what the model cannot read. Raises UsageProblem."""
     for source in (*job.sources, *([job.dev] if job.dev else [])):
         try:
-            composer.labels(make_labels(source.pool))
-        except LabelProblem as problem:
+            for labels in _wordings(source, job.info):
+                composer.labels(labels)
+            for prompt, examples in {(row.prompt, row.examples) for row in source.rows}:
+                composer.with_task(prompt, examples if composer.reads_examples else ())
+        except (LabelProblem, UsageProblem) as problem:
             raise UsageProblem(f"{source.name}: {problem}") from problem
+        for row in source.rows:
+            if not row.true and not set(row.candidates or source.pool) - row.avoid:
+                raise UsageProblem(f"{source.name}: a row has no label to be shown: {row.text[:40]!r}")
+    if job.settings.sampling.negatives == ("candidates",):
+        for source in job.sources:
+            if any(row.candidates is None for row in source.rows):
+                raise UsageProblem(f"{source.name}: --negatives candidates: some rows bring none (all_labels)")
     shown = any(row.examples for source in job.sources for row in source.rows)
     if (shown or job.settings.augmentation.examples) and not composer.reads_examples:
         raise UsageProblem("the model was made without examples (no token <<EXAMPLE>>): leave examples out")
 
 
+def _wordings(source: Source, info: LabelInfo) -> Iterator[LabelSet]:
+    """Yield all labels of a source in every way that they may be said."""
+    yield label_set(source.pool, source.descriptions)
+    for row in source.rows:
+        if row.descriptions:
+            yield label_set(tuple(row.descriptions), row.descriptions)
+    for name, texts in (*info.synonyms.items(), *info.descriptions.items()):
+        for text in texts:
+            yield label_set((name,), {name: text})
+
+
 def _prepare(
-    job: Job, folder: ModelFolder, model: GliclassModel, composer: Composer, device: torch.device
+    job: Job, folder: ModelFolder, model: GliclassModel, composer: Composer, device: torch.device, *, multi: bool
 ) -> tuple[Loop, Any]:
     settings = job.settings
     sampler = Sampler(
@@ -159,7 +205,6 @@ def _prepare(
         settings.task.seed,
     )  # fmt: skip
     optimisation = settings.optimisation
-    freeze(model, optimisation)
     adapted = None
     if settings.lora.lora:
         lora = settings.lora
@@ -167,14 +212,15 @@ def _prepare(
             model, job.model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout,
             targets=lora.lora_targets,
         )  # fmt: skip
+    freeze(model, optimisation)
     passes = max(1, round(optimisation.epochs * sampler.epoch_batches / optimisation.accumulation))
     total = optimisation.steps or min(passes, optimisation.most_steps or passes)
-    method = _method(job, folder, model, device)
+    method = _method(job, folder, model, device, multi=multi)
     half = job.runtime.precision == "bf16" or (job.runtime.precision == "auto" and device.type == "cuda")
     dev = job.dev
     watch: Callable[[], dict[str, float]] | None = None
     if dev is not None:
-        watch = partial(measure, model, folder, composer, device, dev, multi=bool(settings.task.multi))
+        watch = partial(measure, model, folder, composer, device, dev, multi=multi)
     loop = Loop(
         model=model,
         method=method,
@@ -191,13 +237,16 @@ def _prepare(
     return loop, adapted
 
 
-def _method(job: Job, folder: ModelFolder, model: GliclassModel, device: torch.device) -> Method:
+def _method(job: Job, folder: ModelFolder, model: GliclassModel, device: torch.device, *, multi: bool) -> Method:
     settings = job.settings
     if settings.task.method == "ppo":
         from gliclass_cli.training.ppo import Ppo
 
-        return Ppo.of(settings, folder.calibration, model, device)
-    return Supervised.of(settings.loss, folder.calibration, multi=bool(settings.task.multi))
+        return Ppo.of(settings, folder.calibration, model, device, multi=multi)
+    supervised = Supervised.of(settings.loss, folder.calibration, multi=multi)
+    if "contrastive" in supervised.weights and folder.config.architecture == "decoder-kv":
+        raise UsageProblem("the loss contrastive needs label vectors, which a decoder-kv does not have")
+    return supervised
 
 
 def _fingerprint(job: Job, folder: ModelFolder) -> str:
@@ -206,14 +255,17 @@ def _fingerprint(job: Job, folder: ModelFolder) -> str:
     held = {
         "settings": to_tables(job.settings),
         "weights": [file_digest(path) for path in sorted(weights)],
-        "adapter": job.runtime.adapter,
+        "adapter": job.runtime.adapter and file_digest(Path(job.runtime.adapter) / "adapter_model.safetensors"),
+        "precision": job.runtime.precision,
         "config": folder.config.raw,
+        "info": [job.info.descriptions, job.info.synonyms],
     }
     digest = hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode())
-    for source in (*job.sources, *([job.dev] if job.dev else [])):
-        digest.update(repr(source.pool).encode("utf-8", "surrogatepass"))
-        for row in source.rows:
-            parts = (row.text, row.true, row.candidates, sorted(row.avoid), row.prompt, row.examples)
+    for source in (*job.sources, job.dev):
+        head = (source.pool, source.descriptions) if source else None
+        digest.update(repr(head).encode("utf-8", "surrogatepass"))
+        for row in source.rows if source else ():
+            parts = (row.text, row.true, row.candidates, row.descriptions, sorted(row.avoid), row.prompt, row.examples)
             digest.update(repr(parts).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -261,7 +313,7 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         kept = []
         if path.exists() and step:
-            kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] <= step]
+            kept = [line for line in path.read_text("utf-8").splitlines() if _is_before(line, step)]
         self.loss: float | None = None
         _write(path, "".join(f"{line}\n" for line in kept))
         self._path = path
@@ -270,8 +322,11 @@ class _Log:
     def write(self, values: Mapping[str, Any]) -> None:
         """Add a line."""
         self.loss = values.get("loss", self.loss)
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputFailed(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all lines."""
@@ -279,7 +334,16 @@ class _Log:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
+
+
+def _is_before(line: str, step: int) -> bool:
+    """Tell whether a line is of a step up to ``step``; one that was cut off is not."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except ValueError:
+        return False
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -97,7 +97,7 @@ class Sampler:
         else:
             order = {label: place for place, label in enumerate(own or source.pool)}
             labels.sort(key=lambda label: order.get(label, len(order)))
-        wording, descriptions = self._worded(labels, source, draw)
+        wording, descriptions = self._worded(labels, {**source.descriptions, **row.descriptions}, draw)
         targets = tuple(row.true.get(label, 0.0) for label in labels)
         return Shown(row.text, tuple(labels), targets, row.prompt, row.examples, wording, descriptions)
 
@@ -118,11 +118,11 @@ class Sampler:
         return true + negatives
 
     def _worded(
-        self, labels: Sequence[str], source: Source, draw: random.Random
+        self, labels: Sequence[str], known: Mapping[str, str], draw: random.Random
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Say some labels in another way; never so that two of a row read the same."""
         wording: dict[str, str] = {}
-        descriptions = {label: source.descriptions[label] for label in labels if label in source.descriptions}
+        descriptions = {label: known[label] for label in labels if label in known}
         taken = set(labels)
         for label in labels:
             others = [other for other in self.info.synonyms.get(label, ()) if other not in taken]
@@ -143,7 +143,9 @@ class Sampler:
             other = rows[place + (place >= index)]
             texts.add(other.text)
             own = None if row.candidates is None and other.candidates is None else _union(row, other)
-            both = {**other.true, **row.true}
+            both = dict(row.true)
+            for label, share in other.true.items():
+                both[label] = max(share, both.get(label, 0.0))
             avoid = (row.avoid | other.avoid) - both.keys()
             row = replace(row, text=joined(row.text, other.text), true=both, candidates=own, avoid=avoid)
         if draw.random() < chances.examples and not row.examples:

@@ -3,13 +3,12 @@
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from gliclass_cli.errors import UsageProblem
 
 Method = Literal["supervised", "ppo"]
-LossName = Literal["auto", "bce", "focal", "softmax", "contrastive"]
 NegativeSource = Literal["candidates", "batch", "pool"]
 Freeze = Literal["embeddings", "encoder"]
 
@@ -22,7 +21,7 @@ class Task:
     multi: Annotated[bool | None, "whether rows have several right labels; auto: if one of them has"] = None
     shots: Annotated[int, "rows drawn for each label; 0: all rows"] = 0
     seed: Annotated[int, "seed of all random choices"] = 0
-    max_length: Annotated[int, "tokens of one input; 0: 256 for a bi-encoder, else 512"] = 0
+    max_length: Annotated[int, "tokens of one input; 0: 256 for a bi-encoder (128 with shots), else 512"] = 0
     allow_empty: Annotated[bool, "take rows to which no candidate applies"] = False
 
 
@@ -62,7 +61,7 @@ class Loss:
 class Sampling:
     """Which labels a text is shown."""
 
-    max_labels: Annotated[int, "labels that a text is shown at most"] = 64
+    max_labels: Annotated[int, "labels that a text is shown, right ones always"] = 64
     negatives: Annotated[
         tuple[NegativeSource, ...],
         "where wrong labels come from, in this order, until there are max_labels: candidates (the row's own), batch "
@@ -137,7 +136,7 @@ class TrainSettings:
 # Of 8 rows a label or so: no tuning needed (scripts/compare_few_shot.py).
 FEW_SHOT: Mapping[str, Any] = {
     "epochs": 20.0,
-    "most_steps": 200,
+    "most_steps": 150,
     "encoder_lr": 1e-4,
     "others_lr": 1e-3,
     "warmup": 0.1,
@@ -155,6 +154,7 @@ _POSITIVE = ("epochs", "batch_size", "accumulation", "max_labels", "lora_rank", 
 _SHARES = ("warmup", "label_removal", "label_addition", "text_addition", "description", "synonym", "examples",
            "lora_dropout")  # fmt: skip
 _ANY_SIGN = ("focal_alpha", "seed")
+_LARGEST = 1e9
 
 
 def describe_settings() -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
@@ -179,6 +179,8 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
         suited |= LORA
     if checked.get("method") == "ppo":
         suited |= PPO
+    if "epochs" in checked:
+        suited.pop("most_steps", None)
     groups: dict[str, dict[str, Any]] = {group: {} for group in _GROUPS}
     for name, value in (suited | checked).items():
         groups[_HINTS[name][0]][name] = value
@@ -193,7 +195,7 @@ def read_settings(text: str, source: str) -> dict[str, Any]:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageProblem(f"{source}: not TOML: {error}") from error
     values: dict[str, Any] = {}
     for name, value in document.items():
@@ -216,7 +218,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UsageProblem(f"--set {text!r}: NAME=VALUE belongs here, for example --set warmup=0.1")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value
     name = name.strip().replace("-", "_")
     return name, _checked(name, parsed)
@@ -230,16 +232,13 @@ def to_tables(settings: TrainSettings) -> dict[str, dict[str, Any]]:
     }
 
 
-def with_multi(settings: TrainSettings, multi: bool) -> TrainSettings:
-    """Return settings in which it is said whether rows have several right labels."""
-    return replace(settings, task=replace(settings.task, multi=multi))
-
-
 def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str) -> dict[str, float]:
     """Read parts with weights, ``name`` or ``name=0.5``. Raises UsageProblem."""
     weights: dict[str, float] = {}
     for item in items:
         name, equals, number = item.partition("=")
+        if name.strip() in weights:
+            raise UsageProblem(f"{what} {item!r}: {name.strip()} is given twice")
         try:
             weights[name.strip()] = float(number) if equals else 1.0
         except ValueError as error:
@@ -247,7 +246,7 @@ def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str) -> 
         if name.strip() not in known:
             raise UsageProblem(f"{what} {item!r}: known are {', '.join(known)}")
         if not 0 < weights[name.strip()] < 1e6:
-            raise UsageProblem(f"{what} {item!r}: a weight is above 0")
+            raise UsageProblem(f"{what} {item!r}: a weight is above 0 and below 1e6")
     return weights
 
 
@@ -274,7 +273,7 @@ def _checked(name: str, value: Any) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if (hint is int and type(value) is int) or (hint is float and type(value) in (int, float)):
-        return _number(name, hint(value))
+        return hint(_number(name, value))
     if hint is str and isinstance(value, str):
         return value
     if kinds and all(isinstance(kind, str) for kind in kinds) and value in kinds:  # a Literal
@@ -292,9 +291,10 @@ def _checked(name: str, value: Any) -> Any:
 
 def _number(name: str, value: float) -> float:
     """Return a number that a setting can have. Raises UsageProblem."""
-    least = -1e9 if name in _ANY_SIGN else 0
-    if not least <= value < 1e9 or (name in _POSITIVE and value <= 0):
-        raise UsageProblem(f"setting {name} is {value}; it must be {'above 0' if name in _POSITIVE else '0 or more'}")
+    least = -_LARGEST if name in _ANY_SIGN else 0
+    if not least <= value < _LARGEST or (name in _POSITIVE and value <= 0):
+        lower = "above 0" if name in _POSITIVE else f"{least:g} or more"
+        raise UsageProblem(f"setting {name} is {str(value)[:20]}; it must be {lower}, and below {_LARGEST:g}")
     if name in _SHARES and value > 1:
         raise UsageProblem(f"setting {name} is {value}; it must be from 0 to 1")
     return value

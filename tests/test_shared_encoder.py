@@ -1,0 +1,129 @@
+"""Bi-encoders with one encoder for texts and labels: PyTorch, both exports, and the weights read back from int8."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+from gliclass_cli.backends.pytorch import open_model
+from gliclass_cli.checkpoint import parse_checkpoint_config
+from gliclass_cli.classifier import Classifier
+from gliclass_cli.errors import ModelUnusable
+from gliclass_cli.export.convert import Sample, export_model
+from gliclass_cli.labels import make_labels
+from gliclass_cli.model import build_model, save_model
+from gliclass_cli.model_folder import ModelFolder, read_model_folder
+from gliclass_cli.runtime import Runtime
+
+LABELS = make_labels(["sports", "science news", "slow delivery", "food"])
+TEXTS = ["the team won its game", "a very good phone", "the order was lost", "fast", "weather and travel in the news"]
+SAMPLES = [Sample(text, LABELS) for text in TEXTS]
+
+
+def config_of(pooling: str, vocabulary: int) -> dict[str, Any]:
+    backbone = oracle.backbone_config("bert", vocabulary)
+    return {
+        "model_type": "GLiClass", "architecture_type": "bi-encoder", "shared_encoder": True, "encoder_config": backbone,
+        "pooling_strategy": pooling, "scorer_type": "simple", "normalize_features": True, "hidden_size": oracle.HIDDEN,
+        "vocab_size": vocabulary, "logit_scale_init_value": 12.0,
+        "inference": {"label_template": "It is {label}.", "max_length": 64, "calibration":
+                      {"single": {"temperature": 0.5}, "multi": {"temperature": 1.5, "bias": -1.0}}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["first", "avg"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    path = tmp_path_factory.mktemp("shared") / "tiny"
+    tokenizer = oracle.build_tokenizer("bert")
+    torch.manual_seed(0)
+    model = build_model(parse_checkpoint_config(config_of(request.param, len(tokenizer)), "config.json"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            elif name.endswith("bias") and "logit" not in name:
+                parameter.normal_(std=0.1)
+        model.get_parameter("logit_bias").fill_(-3.0)
+    save_model(model, path)
+    tokenizer.save_pretrained(path)
+    return read_model_folder(path)
+
+
+def test_a_checkpoint_says_how_it_is_used(checkpoint: ModelFolder) -> None:
+    assert checkpoint.label_template == "It is {label}."
+    assert checkpoint.max_length == 64
+    assert checkpoint.calibration.single_temperature == 0.5
+    assert checkpoint.calibration.multi_bias == -1.0
+
+
+def test_texts_and_labels_go_through_the_same_encoder(checkpoint: ModelFolder) -> None:
+    classifier = Classifier.load(checkpoint.path)
+    [logit] = classifier.logits("It is food.", make_labels(["food"]))
+    assert logit == pytest.approx(12.0 - 3.0, abs=1e-4)  # a text that is the label as it is worded: cosine 1
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("int8", 0.5)])
+def test_exports_equal_pytorch(checkpoint: ModelFolder, tmp_path: Path, precision: Any, tolerance: float) -> None:
+    export_model(checkpoint, tmp_path / "onnx", SAMPLES, precision=precision)
+    exported = read_model_folder(tmp_path / "onnx")
+    assert exported.onnx and exported.onnx.label
+    assert exported.onnx.text.path == exported.onnx.label.path  # one graph serves both
+    assert exported.usage == checkpoint.usage
+    assert "inference" not in json.loads((tmp_path / "onnx" / "config.json").read_text("utf-8"))
+    ours, theirs = Classifier.load(tmp_path / "onnx"), Classifier.load(checkpoint.path)
+    for text in TEXTS:
+        assert ours.logits(text, LABELS) == pytest.approx(theirs.logits(text, LABELS), abs=tolerance)
+
+
+def test_weights_come_back_from_an_int8_graph(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    export_model(checkpoint, tmp_path / "onnx", SAMPLES, precision="int8")
+    back = Classifier.load(tmp_path / "onnx", None, Runtime(backend="torch"))
+    int8, exact = Classifier.load(tmp_path / "onnx"), Classifier.load(checkpoint.path)
+    for text in TEXTS:
+        logits = back.logits(text, LABELS)
+        assert logits == pytest.approx(exact.logits(text, LABELS), abs=0.4)
+        assert logits == pytest.approx(int8.logits(text, LABELS), abs=0.4)
+    # What was restored is a checkpoint like any other.
+    folder = read_model_folder(tmp_path / "onnx").as_checkpoint()
+    save_model(open_model(folder, "cpu"), tmp_path / "again")
+    (tmp_path / "again" / "tokenizer.json").write_bytes(folder.tokenizer.read_bytes())
+    again = Classifier.load(tmp_path / "again")
+    assert again.logits(TEXTS[0], LABELS) == pytest.approx(back.logits(TEXTS[0], LABELS), abs=1e-4)
+
+
+def test_other_graphs_are_not_read_back(tmp_path: Path) -> None:
+    case = next(case for case in oracle.CASES if case.architecture == "bi-encoder" and case.scorer == "simple")
+    oracle.write_checkpoint(case, tmp_path / "tiny")
+    export_model(read_model_folder(tmp_path / "tiny"), tmp_path / "onnx", SAMPLES, precision="fp32")
+    with pytest.raises(ModelUnusable, match="holds ONNX files only"):
+        Classifier.load(tmp_path / "onnx", None, Runtime(backend="torch"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scorer_type": "mlp"}, "shared_encoder is true; it belongs to a bi-encoder with the scorer simple"),
+        ({"architecture_type": "uni-encoder"}, "shared_encoder is true; it belongs to a bi-encoder"),
+        ({"shared_encoder": 1}, "shared_encoder is 1; a value of type bool belongs here"),
+    ],
+)
+def test_what_a_shared_encoder_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelUnusable) as caught:
+        parse_checkpoint_config(config_of("first", 100) | changes, "config.json")
+    assert message in str(caught.value)
+
+
+def test_usage_is_checked(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    raw = json.loads((checkpoint.path / "config.json").read_text("utf-8"))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((checkpoint.path / name).read_bytes())
+    for key, value in (("label_template", "no slot"), ("max_length", 10_000), ("calibration", None)):
+        raw_changed = {**raw, "inference": {**raw["inference"], key: value}}
+        (tmp_path / "config.json").write_text(json.dumps(raw_changed), "utf-8")
+        with pytest.raises(ModelUnusable, match=f"inference.{key}"):
+            read_model_folder(tmp_path)
+    assert np.isfinite(Classifier.load(checkpoint.path).logits("x", LABELS)).all()
