@@ -133,7 +133,7 @@ def test_the_loss_falls_and_the_model_classifies(
     result = gliclass("classify", str(rows), "-q", "--model", str(tmp_path / "out"), *(f"-l{name}" for name in WORDS))
     predictions = [json.loads(line) for line in result.stdout.splitlines()]
     right = [row["prediction"]["label"] == row["label"] for row in predictions]
-    assert np.mean(right) > 0.75
+    assert np.mean(right) > 0.6  # a third by chance
 
 
 def test_a_trained_checkpoint_is_one_of_the_reference_too(
@@ -343,7 +343,7 @@ def test_a_step_that_fails_stops_the_run(checkpoints: dict[str, Path], rows: Pat
         (("--set", "max_length=100000"), "positions"),
         (("--set", "max_length=9"), "not even two labels fit"),
         (("--set", "epochs=" + "9" * 400), "setting epochs is 9999"),
-        (("--lora", "--lora-rank", "99999999"), "no adapters can be made"),
+        (("--lora", "--lora-rank", "99999999"), "the most that makes sense"),
         (("--set", "multi=false", "--loss", "bce", "--steps", "0"), "is not in the range"),
     ],
 )

@@ -36,10 +36,10 @@ def add_lora(
         raise UsageProblem(f"lora_targets {', '.join(unknown)}: no linear layer ends so; known are {', '.join(ends)}")
     scaled: Any = alpha  # an int, says its type
     config = LoraConfig(r=rank, lora_alpha=scaled, lora_dropout=dropout, target_modules=chosen)
-    try:
-        adapted = _adapted(model, config)
-    except (RuntimeError, ValueError) as error:
-        raise UsageProblem(f"lora_rank {rank}: no adapters can be made: {str(error).strip()[:200]}") from error
+    largest = max(max(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Linear))
+    if rank > largest:
+        raise UsageProblem(f"lora_rank {rank}: the largest layer is {largest} wide, which is the most that makes sense")
+    adapted = _adapted(model, config)
     config.base_model_name_or_path = base
     return adapted
 
