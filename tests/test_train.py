@@ -439,3 +439,17 @@ def test_the_bundled_model_trains_from_its_int8_weights(rows: Path, tmp_path: Pa
     assert folder.calibration.single_temperature == pytest.approx(0.506)
     assert not os.path.lexists(tmp_path / "out" / "model.onnx")
     assert Classifier.load(tmp_path / "out").predict([text], list(WORDS))[0].label in WORDS
+
+
+def test_the_output_must_be_a_place_of_its_own(rows: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine", "utf-8")
+    for output, code, message in (
+        (tmp_path / "file", 2, "is a file"),
+        (tmp_path / "full", 2, "is not empty"),
+        (tmp_path / "file" / "below", 6, "the folder cannot be made"),
+        ("", 2, "name a folder"),
+    ):
+        result = gliclass("train", str(rows), "-o", str(output), "--model", str(checkpoints["uni-encoder"]))
+        assert (result.exit_code, message in result.stderr) == (code, True), result.stderr

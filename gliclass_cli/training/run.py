@@ -90,7 +90,10 @@ def train(job: Job, listeners: Listeners, stop: threading.Event) -> Report:
     _check_rows(composer, job)
     loop, adapted = _prepare(job, folder, model, composer, device, multi=multi)
     loop.progress.fingerprint = _fingerprint(job, folder)
-    job.output.mkdir(parents=True, exist_ok=True)
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFailed(f"{job.output}: the folder cannot be made: {error.strerror}") from error
     resumed = job.resume and loop.resume()
     if not resumed:
         loop.checkpoints.remove()

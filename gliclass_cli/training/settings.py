@@ -143,7 +143,8 @@ FEW_SHOT: Mapping[str, Any] = {
     "freeze": ("embeddings",),
 }
 # For adapters, whose weights begin at nothing.
-LORA: Mapping[str, Any] = {"encoder_lr": 5e-4, "others_lr": 1e-3}
+LORA: Mapping[str, Any] = {"encoder_lr": 1e-3, "others_lr": 1e-3}
+FEW_SHOT_LORA: Mapping[str, Any] = {"encoder_lr": 2e-3}
 # The paper's learning rates for PPO.
 PPO: Mapping[str, Any] = {"encoder_lr": 2e-6, "others_lr": 3e-6, "epochs": 1.0}
 
@@ -176,7 +177,7 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     if checked.get("shots"):
         suited |= FEW_SHOT
     if checked.get("lora"):
-        suited |= LORA
+        suited |= LORA | (FEW_SHOT_LORA if checked.get("shots") else {})
     if checked.get("method") == "ppo":
         suited |= PPO
     if "epochs" in checked:
