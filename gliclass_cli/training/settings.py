@@ -177,7 +177,9 @@ def make_settings(values: Mapping[str, Any]) -> TrainSettings:
     if checked.get("shots"):
         suited |= FEW_SHOT
     if checked.get("lora"):
-        suited |= LORA | (FEW_SHOT_LORA if checked.get("shots") else {})
+        suited |= LORA
+    if checked.get("lora") and checked.get("shots"):
+        suited |= FEW_SHOT_LORA
     if checked.get("method") == "ppo":
         suited |= PPO
     if "epochs" in checked:
