@@ -2,7 +2,7 @@
 
     python scripts/compare_few_shot.py TASK.jsonl.gz[:LABELS.txt] ... [--shots 8] [--seeds 0 1 2] [--rows 750]
 
-The first half of a file is drawn from, the first rows of the other half are measured on; settings are those that
+One half of the rows, at random, is drawn from, and rows of the other half are measured on; settings are those that
 `gliclass train --shots` takes by itself. Further settings: `--set NAME=VALUE`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 import threading
 import time
@@ -57,9 +58,11 @@ def main() -> None:
 
 def compare(source: Source, options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """Return macro-F1 and the seconds it took to get ready, for each way and seed."""
-    half = len(source.rows) // 2
-    train_half = replace(source, rows=source.rows[:half])
-    test = source.rows[half : half + options.rows]
+    rows = list(source.rows)
+    random.Random(0).shuffle(rows)  # files are often sorted by label
+    half = len(rows) // 2
+    train_half = replace(source, rows=tuple(rows[:half]))
+    test = rows[half : half + options.rows]
     pool = LabelSet(source.pool, (None,) * len(source.pool), tuple((label,) for label in source.pool))
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in options.ways}
     for seed in options.seeds:
