@@ -58,9 +58,9 @@ def test_the_options_of_the_recipes_exist() -> None:
     from gliclass_cli.cli.reference import describe
 
     known = {flag for command in describe(app).walk() for item in command.options for flag in item.flags}
-    for line in re.findall(r"gliclass (?:classify|tag|models|doctor)[^\n|`]*", README):
+    for line in re.findall(r"gliclass (?:classify|tag|eval|train|export|models|doctor)[^\n|`]*", README):
         # What stands in quotes is data.
-        for flag in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", re.sub(r"\"[^\"]*\"", "", line)):
+        for flag in re.findall(r"(?<!\S)(--?[a-z][a-z0-9-]*)", re.sub(r"\"[^\"]*\"", "", line)):
             assert flag in known, line
 
 
