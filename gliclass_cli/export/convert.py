@@ -159,7 +159,9 @@ def _compare_int8(exact: Sequence[Floats], found: Sequence[Floats], samples: Seq
     return {"agreement": agreement, "multi_agreement": multi, "score_difference": scores}
 
 
-def _write(folder: ModelFolder, model: Any, part: Path, precision: Precision, samples: Sequence[Sample]) -> ModelFolder:
+def _write(
+    folder: ModelFolder, model: Any, part: Path, precision: Precision, samples: Sequence[Sample] = ()
+) -> ModelFolder:
     """Write graphs, tokenizers and configuration, and return the new folder."""
     part.mkdir(parents=True)
     graphs = _build(folder, model, precision, samples)
