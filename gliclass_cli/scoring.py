@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gliclass_cli.backends import Arrays, Backend, Part
+from gliclass_cli.backends import Backend, Part
 from gliclass_cli.batching import plan_batches
 from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
 from gliclass_cli.composer import LabelGroup, PreparedLabels, Prompt, Shown
@@ -49,14 +49,14 @@ class Scorer:
 
     def score(self, prompts: Sequence[Prompt]) -> list[Floats]:
         """Return for each prompt the logits (C,) of its labels, independent of the other prompts."""
-        inputs = dict(self._padded([prompt.ids for prompt in prompts]))
+        inputs: dict[str, NDArray[np.generic]] = {**pad_inputs([prompt.ids for prompt in prompts], self._pad)}
         if self._architecture == "bi-encoder":
             return self._compare(self.backend.run("text", inputs), prompts)
         if self._architecture == "bi-encoder-fused":
             inputs |= self._label_arrays(prompts)
         if self._architecture in ENCODER_DECODERS:
             names = {"input_ids": "class_input_ids", "attention_mask": "class_attention_mask"}
-            padded = self._padded([prompt.group.ids for prompt in prompts])
+            padded = pad_inputs([prompt.group.ids for prompt in prompts], self._pad)
             inputs |= {names[name]: value for name, value in padded.items()}
         return self._rows(self.backend.run("text", inputs), prompts)
 
@@ -137,19 +137,10 @@ class Scorer:
         """Return the vector (D,) of each input, in order."""
         vectors: dict[int, Floats] = {}
         for batch in plan_batches([len(ids) for ids in inputs], _ENCODED_TOKENS):
-            output = self.backend.run(part, self._padded([inputs[i] for i in batch]))
+            output = self.backend.run(part, pad_inputs([inputs[i] for i in batch], self._pad))
             self._check_vectors(output, len(batch))
             vectors |= {i: row.copy() for i, row in zip(batch, output, strict=True)}  # not the whole batch
         return [vectors[i] for i in range(len(inputs))]
-
-    def _padded(self, ids: Sequence[Ids]) -> Arrays:
-        """Return ids and mask (B, L) of B inputs, padded to the longest."""
-        lengths = [len(item) for item in ids]
-        padded = np.full((len(ids), max(lengths)), self._pad, dtype=np.int64)
-        for row, item in enumerate(ids):
-            padded[row, : lengths[row]] = item
-        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
-        return {"input_ids": padded, "attention_mask": mask}
 
     def _label_arrays(self, prompts: Sequence[Prompt]) -> dict[str, NDArray[np.generic]]:
         """Return the label vectors (B, C, D) of B prompts, padded to the most labels, and which are real (B, C)."""
@@ -160,3 +151,13 @@ class Scorer:
             labels[row, : counts[row]] = prompt.group.vectors
         mask = (np.arange(max(counts)) < np.array(counts)[:, None]).astype(np.int64)
         return {"labels": labels, "label_mask": mask}
+
+
+def pad_inputs(ids: Sequence[Ids], pad: int) -> dict[str, NDArray[np.int64]]:
+    """Return ids and mask (B, L) of B inputs, padded to the longest."""
+    lengths = [len(item) for item in ids]
+    padded = np.full((len(ids), max(lengths)), pad, dtype=np.int64)
+    for row, item in enumerate(ids):
+        padded[row, : lengths[row]] = item
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    return {"input_ids": padded, "attention_mask": mask}

@@ -21,7 +21,6 @@ from gliclass_cli.metrics import Flags, Floats
 from gliclass_cli.predictions import Choice, Prediction
 from gliclass_cli.records import FieldProblem, Record, RowError, look_up, text_of
 
-PREDICTION_KEY = "prediction"
 NONE_TAKEN = -1
 _SHOWN_LABELS = 8
 

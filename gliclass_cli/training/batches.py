@@ -12,6 +12,7 @@ from gliclass_cli.checkpoint import BI_ENCODERS, ENCODER_DECODERS
 from gliclass_cli.composer import Composer, PreparedLabels, Prompt
 from gliclass_cli.labels import LabelProblem, LabelSet
 from gliclass_cli.model import GliclassModel
+from gliclass_cli.scoring import pad_inputs
 from gliclass_cli.tokens import Ids
 from gliclass_cli.training.sampling import Shown
 
@@ -133,12 +134,7 @@ class Batcher:
         return self._padded(distinct), torch.from_numpy(index).to(self._device)
 
     def _padded(self, ids: Sequence[Ids]) -> dict[str, Tensor]:
-        length = max(len(item) for item in ids)
-        padded = np.full((len(ids), length), self._composer.folder.pad, dtype=np.int64)
-        for row, item in enumerate(ids):
-            padded[row, : len(item)] = item
-        mask = np.arange(length) < np.array([len(item) for item in ids])[:, None]
-        arrays = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
+        arrays = pad_inputs(ids, self._composer.folder.pad)
         return {name: torch.from_numpy(value).to(self._device) for name, value in arrays.items()}
 
 
