@@ -283,6 +283,49 @@ def test_what_is_frozen_stays(checkpoints: dict[str, Path], rows: Path, tmp_path
     assert not [name for name in moved if name.startswith("model.encoder_model")]
 
 
+def test_lower_layers_stay_and_others_move_by_their_height(
+    checkpoints: dict[str, Path], rows: Path, tmp_path: Path
+) -> None:
+    model = str(checkpoints["bi-encoder"])
+    for name, setting in (("frozen", "freeze_layers=1"), ("slow", "layer_decay=0.001")):
+        train(rows, tmp_path / name, "--model", model, "--steps", "3", "--lr", "1e-3", "--set", setting,
+              "--set", "dropout=false")  # fmt: skip
+    before = weights(checkpoints["bi-encoder"])
+    moved = {
+        name: {key: float(np.abs(value - before[key]).max()) for key, value in weights(tmp_path / name).items()}
+        for name in ("frozen", "slow")
+    }
+    lower = [key for key in before if ".layer.0." in key and "encoder" in key]
+    upper = [key for key in before if ".layer.1." in key and "encoder" in key and key.endswith("weight")]
+    embeddings = [key for key in before if "word_embeddings" in key]
+    assert lower
+    assert upper
+    assert embeddings
+    assert all(moved["frozen"][key] == 0 for key in lower + embeddings)
+    assert all(moved["frozen"][key] > 0 for key in upper)
+    assert max(moved["slow"][key] for key in lower) < 0.01 * max(moved["slow"][key] for key in upper)
+
+
+def test_sources_are_weighed_by_name(checkpoints: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(rows.read_text("utf-8"), "utf-8")
+    model = ("--model", str(checkpoints["bi-encoder"]), "--batch-size", "12", "--epochs", "1", "-q")
+    result = gliclass("train", str(rows), str(other), "-o", str(tmp_path / "out"), *model,
+                      "--set", "source_weights=other=0.5")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert len((tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()) == 4 + 2
+    result = gliclass("train", str(rows), str(other), "-o", str(tmp_path / "pattern"), *model,
+                      "--set", 'source_weights=["oth*=0.25", "*=0.5"]')  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert len((tmp_path / "pattern" / "metrics.jsonl").read_text("utf-8").splitlines()) == 2 + 1
+    for wrong, message in (("nobody=1", "known are train, other"), ("other=x", "is no number"),
+                           ('["other=0","train=0"]', "all of them are 0")):  # fmt: skip
+        result = gliclass("train", str(rows), str(other), "-o", str(tmp_path / "wrong"), *model,
+                          "--set", f"source_weights={wrong}")  # fmt: skip
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
 def test_losses_and_augmentations_run_together(checkpoints: dict[str, Path], multi_rows: Path, tmp_path: Path) -> None:
     chances = [f"--set={name}=0.5" for name in
                ("label_removal", "label_addition", "text_addition", "description", "synonym", "examples")]  # fmt: skip

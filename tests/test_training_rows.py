@@ -244,6 +244,31 @@ def test_an_epoch_holds_each_row_once_in_batches_of_one_source(rows: int, epoch:
     assert batches == chosen.epoch(epoch)
 
 
+@pytest.mark.parametrize("weight", [0, 0.3, 1, 2.5])
+def test_an_epoch_holds_as_many_rows_of_a_source_as_its_weight_says(weight: float) -> None:
+    sources = [source_of([TrainingRow("x" * n, {"a": 1.0}) for n in range(20)]), source_of(ROWS)]
+    chosen = Sampler(sources, 4, Sampling(), Augmentation(), LabelInfo(), 0, [weight, 1])
+    batches = chosen.epoch(0)
+    assert len(batches) == chosen.epoch_batches
+    found = Counter(row for place, indices in batches if place == 0 for row in indices)
+    assert found.total() == round(20 * weight)
+    assert not found or max(found.values()) - min([*found.values(), 0][: 20 if weight < 1 else None]) <= 1 + weight
+    assert Counter(place for place, _ in batches)[1] == 3
+
+
+def test_a_batch_says_a_label_in_one_way() -> None:
+    info = LabelInfo(synonyms={label: [f"other {label}", f"new {label}"] for label in _LABELS})
+    chosen = sampler(source_of(ROWS), info=info, chances=Augmentation(synonym=0.5))
+    ways: dict[str, set[str]] = {}
+    for number in range(40):
+        shown = chosen.batch(number, 0, range(len(ROWS)))
+        for label in _LABELS:
+            found = {row.wording.get(label, label) for row in shown if label in row.labels}
+            assert len(found) <= 1
+            ways.setdefault(label, set()).update(found)
+    assert {len(found) for found in ways.values()} <= {0, 3}  # 0: avoided by all rows
+
+
 def test_batches_hold_texts_of_similar_length_in_random_order() -> None:
     chosen = sampler(source_of([TrainingRow("x" * (n * 7 % 100), {"a": 1.0}) for n in range(100)]))
     spans = [max(rows) - min(rows) for rows in ([r * 7 % 100 for r in rows] for _, rows in chosen.epoch(0))]
@@ -296,7 +321,8 @@ def test_one_setting_of_the_command_line() -> None:
 
 def test_weights() -> None:
     assert parse_weights(("f1=2", "jaccard"), ("f1", "jaccard"), "reward") == {"f1": 2.0, "jaccard": 1.0}
-    for wrong in (("f2",), ("f1=x",), ("f1=-1",), ("f1", "f1=2")):
+    assert parse_weights(("f1=0",), ("f1",), "reward", zero=True) == {"f1": 0.0}
+    for wrong in (("f2",), ("f1=x",), ("f1=-1",), ("f1=0",), ("f1", "f1=2")):
         with pytest.raises(UsageProblem, match="reward"):
             parse_weights(wrong, ("f1",), "reward")
 

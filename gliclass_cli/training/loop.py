@@ -133,7 +133,7 @@ class Loop:
         begun = time.monotonic()
         # Dropout and sampled actions depend on the step alone.
         torch.manual_seed(self.settings.task.seed * 1_000_003 + number)
-        self.model.train()
+        self.model.train(self.settings.optimisation.dropout)
         try:
             batches = self._batches(number)
             values = self.method.update(Step(number, batches, self.model, self.forward, self.optimizer))

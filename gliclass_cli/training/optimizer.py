@@ -1,5 +1,8 @@
 """AdamW with two learning rates, a warm-up, and a linear way down (paper, section 4)."""
 
+import re
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,7 @@ from gliclass_cli.training.settings import Optimisation
 
 _BACKBONES = ("encoder_model.", "label_encoder.", "encoder_decoder_model.", "decoder_model.")
 _EMBEDDINGS = ("embeddings.", "embed_tokens.", "shared.")
+_LAYER = re.compile(r"\.(?:layers?|blocks?)\.(\d+)\.")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -22,25 +26,27 @@ class Optimizer:
         self._total = total
         self.parameters: dict[str, nn.Parameter] = {}
         known: set[int] = set()
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        layers = count_layers(name for name, _ in model.named_parameters())
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and id(parameter) not in known:
                 known.add(id(parameter))
                 self.parameters[name] = parameter
-                backbone = any(part in f"{name}." for part in _BACKBONES)
-                groups.setdefault((backbone, parameter.ndim > 1), []).append(parameter)
+                rate = settings.others_lr
+                if any(part in f"{name}." for part in _BACKBONES):
+                    rate = settings.encoder_lr * settings.layer_decay ** (layers - _height(name, layers))
+                groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
         if not self.parameters:
             raise ModelUnusable("nothing is left to train: every parameter is frozen")
-        rates = {True: settings.encoder_lr, False: settings.others_lr}
         self._adamw = torch.optim.AdamW(
             [
                 {
                     "params": members,
-                    "base": rates[backbone],
-                    "lr": rates[backbone],
+                    "base": rate,
+                    "lr": rate,
                     "weight_decay": settings.weight_decay if decays else 0.0,
                 }
-                for (backbone, decays), members in groups.items()
+                for (rate, decays), members in groups.items()
             ],
             fused=True,
         )
@@ -91,11 +97,28 @@ class Optimizer:
                 }
 
 
+def count_layers(names: Iterable[str]) -> int:
+    """Return how many layers the backbones have, of parameters by name."""
+    return 1 + max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=-1)
+
+
+def _height(name: str, layers: int) -> int:
+    """Return how high a parameter of a backbone stands: 0 for embeddings, ``layers`` for what is above all layers."""
+    found = _LAYER.search(name)
+    if found:
+        return int(found[1]) + 1
+    return 0 if any(part in name for part in _EMBEDDINGS) else layers
+
+
 def freeze(model: nn.Module, settings: Optimisation) -> None:
-    """Exclude embeddings or whole backbones from training, and what has no part in the scores."""
+    """Exclude embeddings, lower layers or whole backbones from training, and what has no part in the scores."""
+    layers = count_layers(name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         backbone = name.startswith(_BACKBONES)
-        embeddings = backbone and any(part in name for part in _EMBEDDINGS)
-        frozen = ("encoder" in settings.freeze and backbone) or ("embeddings" in settings.freeze and embeddings)
+        height = _height(name, layers)
+        embeddings = "embeddings" in settings.freeze or settings.freeze_layers
+        frozen = backbone and (
+            "encoder" in settings.freeze or (embeddings and height == 0) or 0 < height <= settings.freeze_layers
+        )
         if frozen or ".pooler." in name:
             parameter.requires_grad_(False)

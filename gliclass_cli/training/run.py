@@ -1,10 +1,11 @@
 """A whole training: rows and a model in, a folder with the trained model out."""
 
+import fnmatch
 import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from gliclass_cli.backends.pytorch import choose_device, open_model
 from gliclass_cli.composer import Composer
 from gliclass_cli.cores import available_cores
 from gliclass_cli.errors import OutputFailed, UsageProblem
-from gliclass_cli.labels import LabelProblem, LabelSet
+from gliclass_cli.labels import LabelProblem
 from gliclass_cli.loading import open_folder
 from gliclass_cli.model import GliclassModel, add_lora, save_lora, save_model
 from gliclass_cli.model_folder import ModelFolder, file_digest
@@ -32,7 +33,7 @@ from gliclass_cli.training.measuring import measure
 from gliclass_cli.training.optimizer import Optimizer, freeze
 from gliclass_cli.training.rows import Source, check_dev, check_multi, check_pools, label_set
 from gliclass_cli.training.sampling import LabelInfo, Sampler
-from gliclass_cli.training.settings import TrainSettings, to_tables
+from gliclass_cli.training.settings import TrainSettings, parse_weights, to_tables
 from gliclass_cli.training.supervised import Supervised
 
 METRICS = "metrics.jsonl"
@@ -168,10 +169,13 @@ def _composer(folder: ModelFolder, job: Job) -> Composer:
 
 def _check_rows(composer: Composer, job: Job) -> None:
     """Find out before the first step what the model cannot read. Raises UsageProblem."""
+    _check_wordings(composer, job.info)
     for source in (*job.sources, *([job.dev] if job.dev else [])):
         try:
-            for labels in _wordings(source, job.info):
-                composer.labels(labels)
+            composer.labels(label_set(source.pool, source.descriptions))
+            for row in source.rows:
+                if row.descriptions:
+                    composer.labels(label_set(tuple(row.descriptions), row.descriptions))
             for prompt, examples in {(row.prompt, row.examples) for row in source.rows}:
                 composer.with_task(prompt, examples if composer.reads_examples else ())
         except (LabelProblem, UsageProblem) as problem:
@@ -188,15 +192,26 @@ def _check_rows(composer: Composer, job: Job) -> None:
         raise UsageProblem("the model was made without examples (no token <<EXAMPLE>>): leave examples out")
 
 
-def _wordings(source: Source, info: LabelInfo) -> Iterator[LabelSet]:
-    """Yield all labels of a source in every way that they may be said."""
-    yield label_set(source.pool, source.descriptions)
-    for row in source.rows:
-        if row.descriptions:
-            yield label_set(tuple(row.descriptions), row.descriptions)
+def _check_wordings(composer: Composer, info: LabelInfo) -> None:
+    """Find out whether the model can read the other ways to say a label. Raises UsageProblem."""
     for name, texts in (*info.synonyms.items(), *info.descriptions.items()):
         for text in texts:
-            yield label_set((name,), {name: text})
+            try:
+                composer.labels(label_set((name,), {name: text}))
+            except LabelProblem as problem:
+                raise UsageProblem(f"--label-info: {problem}") from problem
+
+
+def _source_weights(job: Job) -> list[float]:
+    """Return how often the rows of each source come in a pass. Raises UsageProblem."""
+    names = [Path(source.name).name.partition(".")[0] for source in job.sources]
+    items = job.settings.sampling.source_weights
+    fitting = [pattern for item in items if fnmatch.filter(names, pattern := item.partition("=")[0].strip())]
+    given = parse_weights(items, tuple(dict.fromkeys((*fitting, *names))), "source_weights", zero=True)
+    weights = [next((given[pattern] for pattern in given if fnmatch.fnmatchcase(name, pattern)), 1.0) for name in names]
+    if not any(weights):
+        raise UsageProblem("source_weights: all of them are 0: no row is left to train on")
+    return weights
 
 
 def _prepare(
@@ -205,7 +220,7 @@ def _prepare(
     settings = job.settings
     sampler = Sampler(
         job.sources, settings.optimisation.batch_size, settings.sampling, settings.augmentation, job.info,
-        settings.task.seed,
+        settings.task.seed, _source_weights(job),
     )  # fmt: skip
     optimisation = settings.optimisation
     adapted = None

@@ -47,19 +47,26 @@ class Sampler:
     augmentation: Augmentation
     info: LabelInfo
     seed: int
+    weights: Sequence[float] = ()  # how often the rows of each source come in a pass; none: once
 
     @property
     def epoch_batches(self) -> int:
         """Batches of one pass over all rows."""
-        return sum(-(-len(source.rows) // self.batch_size) for source in self.sources)
+        return sum(-(-self._rows(place) // self.batch_size) for place in range(len(self.sources)))
+
+    def _rows(self, place: int) -> int:
+        """Return how many rows a pass takes of a source."""
+        return round(len(self.sources[place].rows) * (self.weights[place] if self.weights else 1.0))
 
     def epoch(self, number: int) -> list[tuple[int, tuple[int, ...]]]:
         """Return the batches of a pass: each a source and its rows, of similar length, in random order."""
         draw = random.Random(f"epoch {self.seed} {number}")
         batches: list[tuple[int, tuple[int, ...]]] = []
         for place, source in enumerate(self.sources):
-            order = list(range(len(source.rows)))
-            draw.shuffle(order)
+            order: list[int] = []
+            while len(order) < self._rows(place):
+                order += draw.sample(range(len(source.rows)), len(source.rows))
+            order = order[: self._rows(place)]
             size = self.batch_size * _SORTED_BATCHES
             for start in range(0, len(order), size):
                 part = sorted(order[start : start + size], key=lambda index: len(source.rows[index].text))
@@ -76,10 +83,23 @@ class Sampler:
         if len(drawn) > self.sampling.max_labels:  # the same ones for all rows: a bi-encoder reads each of them once
             drawn = draw.sample(drawn, self.sampling.max_labels)
         near = list(dict.fromkeys(label for row in rows for label in row.true))
-        return [self._shown(row, source, near, drawn, draw) for row in rows]
+        synonyms = self._synonyms(draw)
+        return [self._shown(row, source, near, drawn, synonyms, draw) for row in rows]
+
+    def _synonyms(self, draw: random.Random) -> dict[str, str]:
+        """Say some labels in another way, the same one in all rows: a bi-encoder reads each wording once."""
+        chance = self.augmentation.synonym
+        known = self.info.synonyms.items() if chance else ()
+        return {label: draw.choice(texts) for label, texts in known if texts and draw.random() < chance}
 
     def _shown(
-        self, row: TrainingRow, source: Source, near: Sequence[str], drawn: Sequence[str], draw: random.Random
+        self,
+        row: TrainingRow,
+        source: Source,
+        near: Sequence[str],
+        drawn: Sequence[str],
+        synonyms: Mapping[str, str],
+        draw: random.Random,
     ) -> Shown:
         own = row.candidates
         pools: dict[NegativeSource, Sequence[str]] = {"candidates": own or (), "batch": near, "pool": drawn}
@@ -97,7 +117,7 @@ class Sampler:
         else:
             order = {label: place for place, label in enumerate(own or source.pool)}
             labels.sort(key=lambda label: order.get(label, len(order)))
-        wording, descriptions = self._worded(labels, {**source.descriptions, **row.descriptions}, draw)
+        wording, descriptions = self._worded(labels, {**source.descriptions, **row.descriptions}, synonyms, draw)
         targets = tuple(row.true.get(label, 0.0) for label in labels)
         return Shown(row.text, tuple(labels), targets, row.prompt, row.examples, wording, descriptions)
 
@@ -118,16 +138,15 @@ class Sampler:
         return true + negatives
 
     def _worded(
-        self, labels: Sequence[str], known: Mapping[str, str], draw: random.Random
+        self, labels: Sequence[str], known: Mapping[str, str], synonyms: Mapping[str, str], draw: random.Random
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Say some labels in another way; never so that two of a row read the same."""
         wording: dict[str, str] = {}
         descriptions = {label: known[label] for label in labels if label in known}
         taken = set(labels)
         for label in labels:
-            others = [other for other in self.info.synonyms.get(label, ()) if other not in taken]
-            if draw.random() < self.augmentation.synonym and others:
-                wording[label] = draw.choice(others)
+            if label in synonyms and synonyms[label] not in taken:
+                wording[label] = synonyms[label]
                 taken.add(wording[label])
             texts = self.info.descriptions.get(label, ())
             if draw.random() < self.augmentation.description and texts:

@@ -38,8 +38,13 @@ class Optimisation:
     others_lr: Annotated[float, "learning rate of everything else"] = 3e-5
     weight_decay: Annotated[float, "decay of weights, biases and norms excepted"] = 0.01
     warmup: Annotated[float, "share of the steps in which learning rates rise"] = 0.05
+    dropout: Annotated[bool, "whether the model's dropout acts; without it a step is a fifth faster"] = True
     max_grad_norm: Annotated[float, "length that gradients are cut to"] = 1.0
     freeze: Annotated[tuple[Freeze, ...], "what stays as it is: embeddings, encoder"] = ()
+    freeze_layers: Annotated[int, "lowest layers of each encoder that stay as they are, with the embeddings"] = 0
+    layer_decay: Annotated[float, "learning rate of each layer of an encoder, as a share of the next higher one's"] = (
+        1.0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,11 @@ class Sampling:
         "that bring none",
     ] = ()
     shuffle_labels: Annotated[bool, "show labels in random order"] = True
+    source_weights: Annotated[
+        tuple[str, ...],
+        "how often the rows of a file come in one pass over all (name=0.5, name=0), by its name without folder and "
+        "endings; a name may be a pattern (news_*=2), the first that fits counts; files that are not named: once",
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,7 @@ class Augmentation:
     label_addition: Annotated[float, "add up to 5 wrong labels of the file"] = 0.0
     text_addition: Annotated[float, "put another row's text behind the text, its right labels with it"] = 0.0
     description: Annotated[float, "add a description of --label-info, for each label"] = 0.0
-    synonym: Annotated[float, "say a label by a synonym of --label-info, for each label"] = 0.0
+    synonym: Annotated[float, "say a label by a synonym of --label-info, for each label of a batch"] = 0.0
     examples: Annotated[float, "show other rows as solved examples"] = 0.0
     max_examples: Annotated[int, "solved examples at most"] = 5
 
@@ -152,8 +162,8 @@ _GROUPS = {item.name: get_type_hints(TrainSettings)[item.name] for item in field
 _HINTS = {name: (group, hint) for group, kind in _GROUPS.items() for name, hint in get_type_hints(kind).items()}
 _POSITIVE = ("epochs", "batch_size", "accumulation", "max_labels", "lora_rank", "lora_alpha", "clip",
              "inner_steps", "max_grad_norm", "max_examples")  # fmt: skip
-_SHARES = ("warmup", "label_removal", "label_addition", "text_addition", "description", "synonym", "examples",
-           "lora_dropout")  # fmt: skip
+_SHARES = ("warmup", "layer_decay", "label_removal", "label_addition", "text_addition", "description", "synonym",
+           "examples", "lora_dropout")  # fmt: skip
 _ANY_SIGN = ("focal_alpha", "seed")
 _LARGEST = 1e9
 
@@ -235,8 +245,8 @@ def to_tables(settings: TrainSettings) -> dict[str, dict[str, Any]]:
     }
 
 
-def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str) -> dict[str, float]:
-    """Read parts with weights, ``name`` or ``name=0.5``. Raises UsageProblem."""
+def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str, *, zero: bool = False) -> dict[str, float]:
+    """Read parts with weights, ``name`` or ``name=0.5``; ``zero``: a weight may be 0. Raises UsageProblem."""
     weights: dict[str, float] = {}
     for item in items:
         name, equals, number = item.partition("=")
@@ -248,8 +258,8 @@ def parse_weights(items: tuple[str, ...], known: tuple[str, ...], what: str) -> 
             raise UsageProblem(f"{what} {item!r}: {number!r} is no number") from error
         if name.strip() not in known:
             raise UsageProblem(f"{what} {item!r}: known are {', '.join(known)}")
-        if not 0 < weights[name.strip()] < 1e6:
-            raise UsageProblem(f"{what} {item!r}: a weight is above 0 and below 1e6")
+        if not (0 < weights[name.strip()] < 1e6 or (zero and weights[name.strip()] == 0)):
+            raise UsageProblem(f"{what} {item!r}: a weight is {'0 or more' if zero else 'above 0'}, and below 1e6")
     return weights
 
 
