@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 import onnxruntime as ort
 
-from gliclass_cli.export.bert_graph import BertConfig, Pooling, build_bert_graph, measure_ranges
-from gliclass_cli.export.builder import Floats, Precision, Weights, serialize
+from gliclass_cli.export.bert_graph import Activations, BertConfig, Pooling, build_bert_graph, measure_activations
+from gliclass_cli.export.builder import Floats, Precision, Weights, quantize_columns, round_columns, serialize
 
 HIDDEN, HEADS, LAYERS, INNER, VOCAB, LENGTH = 32, 4, 2, 64, 50, 24
 CONFIG: dict[str, Any] = {
@@ -74,8 +74,8 @@ def pad(rows: list[list[int]], length: int = 0) -> tuple[Ids, Ids]:
 
 def build(weights: Weights, pooling: Pooling, precision: Precision, rows: list[list[int]]) -> bytes:
     config = BertConfig.from_dict(CONFIG)
-    ranges = measure_ranges(weights, config, [pad([row]) for row in rows]) if precision == "int8" else None
-    return serialize(build_bert_graph(weights, config, pooling=pooling, precision=precision, ranges=ranges))
+    found = measure_activations(weights, config, [pad([row]) for row in rows]) if precision == "int8" else None
+    return serialize(build_bert_graph(weights, config, pooling=pooling, precision=precision, activations=found))
 
 
 def run(model: bytes, rows: list[list[int]], length: int = 0) -> Floats:
@@ -168,8 +168,37 @@ def test_int8_weights_leave_room_for_machines_that_saturate(weights: Weights, ro
             assert np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max() <= 64
 
 
-def test_int8_without_ranges_is_refused(weights: Weights) -> None:
-    with pytest.raises(ValueError, match="measure_ranges"):
+def test_rounding_goes_by_what_the_inputs_are() -> None:
+    draw = np.random.default_rng(0)
+    inputs = draw.normal(size=(2000, 200)) @ draw.normal(size=(200, 200)) * np.exp(draw.normal(size=200))
+    matrix = draw.normal(size=(200, 30)).astype(np.float32)
+    covariance = np.cov(inputs.T)
+    plain, scales = quantize_columns(matrix)
+    found, found_scales = round_columns(matrix, covariance)
+    np.testing.assert_array_equal(found_scales, scales)
+    assert np.abs(found.astype(int)).max() <= 64
+    errors = [((inputs @ (matrix - each * scales)) ** 2).mean() for each in (plain, found)]
+    assert errors[1] < 0.5 * errors[0]
+    on_grid = (plain * scales).astype(np.float32)  # nothing is lost of a matrix that lies on the grid already
+    np.testing.assert_array_equal(round_columns(on_grid, covariance)[0], plain)
+
+
+def test_activations_add_up_and_move() -> None:
+    draw = np.random.default_rng(0)
+    first, second, offset = draw.normal(size=(50, 4)), draw.normal(size=(30, 4)), draw.normal(size=4)
+    both = np.concatenate([first, second])
+    found = Activations.of(first.astype(np.float32)) + Activations.of(second.astype(np.float32))
+    by = np.array([1, 2, 4, 0.5], np.float32)
+    moved = found.shifted(offset.astype(np.float32)).divided(by)
+    expected = (both + offset) / by
+    np.testing.assert_allclose(moved.mean, expected.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(moved.covariance, np.cov(expected.T, bias=True), atol=1e-4)
+    np.testing.assert_allclose(moved.low, expected.min(axis=0), atol=1e-5)
+    np.testing.assert_allclose(moved.high, expected.max(axis=0), atol=1e-5)
+
+
+def test_int8_without_activations_is_refused(weights: Weights) -> None:
+    with pytest.raises(ValueError, match="measure_activations"):
         build_bert_graph(weights, BertConfig.from_dict(CONFIG), pooling="first", precision="int8")
 
 

@@ -13,6 +13,7 @@ inputs of the query/key/value, attention-output and first feed-forward products 
 sample texts (`measure_ranges`) and evened out channel by channel as in SmoothQuant (arXiv 2211.10438). The input of
 the second feed-forward product has rare huge values: there each token takes its own scale. Weights are symmetric per
 column in -64..64: one bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI can't saturate.
+They are rounded such that the product changes least on the sample texts (`builder.round_columns`).
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from gliclass_cli.export.builder import (
     Floats,
     Precision,
     Weights,
-    quantize_columns,
     quantize_rows,
+    round_columns,
     serialize,
 )
 
 Pooling = Literal["first", "avg"]
+Doubles = NDArray[np.float64]
 
 # The smallest value of GELU is -0.17. With this zero point a token's scale follows from its maximum alone.
 _GELU_MINIMUM: Final = 0.17
@@ -79,15 +81,49 @@ def known_pooling(pooling: str) -> Pooling | None:
 
 
 @dataclass(frozen=True)
-class ActivationRange:
-    """Smallest and largest value of each channel at the input of a matrix product; each (D,)."""
+class Activations:
+    """What sample texts bring to the input of a matrix product, channel by channel.
+
+    Smallest and largest value and sum, each (D,); the sum of outer products (D, D); and the number of tokens.
+    """
 
     low: Floats
     high: Floats
+    sum: Doubles
+    outer: Doubles
+    count: int
 
-    def shifted(self, offset: Floats) -> ActivationRange:
-        """Return the range after `offset` (D,) is added to the activations."""
-        return ActivationRange(self.low + offset, self.high + offset)
+    @classmethod
+    def of(cls, tokens: Floats) -> Activations:
+        """Measure tokens (N, D)."""
+        outer = (tokens.T @ tokens).astype(np.float64)
+        return cls(tokens.min(axis=0), tokens.max(axis=0), tokens.sum(axis=0, dtype=np.float64), outer, len(tokens))
+
+    def __add__(self, other: Activations) -> Activations:
+        """Return what both bring together."""
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return Activations(low, high, self.sum + other.sum, self.outer + other.outer, self.count + other.count)
+
+    def shifted(self, offset: Floats) -> Activations:
+        """Return them after `offset` (D,) is added."""
+        crossed = np.outer(self.sum, offset)
+        outer = self.outer + crossed + crossed.T + self.count * np.outer(offset, offset)
+        total = self.sum + self.count * offset.astype(np.float64)
+        return Activations(self.low + offset, self.high + offset, total, outer, self.count)
+
+    def divided(self, by: Floats) -> Activations:
+        """Return them after each channel is divided by that of `by` (D,)."""
+        return Activations(self.low / by, self.high / by, self.sum / by, self.outer / np.outer(by, by), self.count)
+
+    @property
+    def mean(self) -> Doubles:
+        """The mean of each channel, (D,)."""
+        return self.sum / self.count
+
+    @property
+    def covariance(self) -> Doubles:
+        """The covariance of the channels, (D, D)."""
+        return self.outer / self.count - np.outer(self.mean, self.mean)
 
 
 def build_bert_graph(
@@ -96,18 +132,18 @@ def build_bert_graph(
     *,
     pooling: Pooling,
     precision: Precision = "fp32",
-    ranges: Mapping[str, ActivationRange] | None = None,
+    activations: Mapping[str, Activations] | None = None,
 ) -> onnx.ModelProto:
-    """Build the encoder from weights named as in Hugging Face's BertModel; int8 needs `ranges`, see measure_ranges."""
-    if precision == "int8" and ranges is None:
-        raise ValueError("int8 needs activation ranges: call measure_ranges first")
-    return _Encoder(weights, config, pooling, ranges if precision == "int8" else None).encode()
+    """Build the encoder from weights named as in Hugging Face's BertModel; int8 needs `measure_activations`."""
+    if precision == "int8" and activations is None:
+        raise ValueError("int8 needs activations: call measure_activations first")
+    return _Encoder(weights, config, pooling, activations if precision == "int8" else None).encode()
 
 
-def measure_ranges(
+def measure_activations(
     weights: Weights, config: BertConfig, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> dict[str, ActivationRange]:
-    """Run (ids, mask) batches through the float32 encoder and return each quantised input's range by site name."""
+) -> dict[str, Activations]:
+    """Run (ids, mask) batches through the float32 encoder, and return what each quantised input gets, by site name."""
     encoder = _Encoder(weights, config, "avg", None)  # every token reaches every layer
     model, sites = encoder.encode(), encoder.sites
     model.graph.output.extend(
@@ -117,15 +153,13 @@ def measure_ranges(
     options.intra_op_num_threads = 1  # sums in a fixed order: the same ranges at every run
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
-    found: dict[str, ActivationRange] = {}
+    found: dict[str, Activations] = {}
     for ids, mask in batches:
         real = mask.reshape(-1) == 1
         outputs = session.run(list(sites.values()), {"input_ids": ids, "attention_mask": mask})
         for site, values in zip(sites, outputs, strict=True):
-            low, high = values[real].min(axis=0), values[real].max(axis=0)
-            if site in found:
-                low, high = np.minimum(low, found[site].low), np.maximum(high, found[site].high)
-            found[site] = ActivationRange(low, high)
+            new = Activations.of(values[real])
+            found[site] = found[site] + new if site in found else new
     return found
 
 
@@ -137,14 +171,14 @@ class _Encoder:
         weights: Weights,
         config: BertConfig,
         pooling: Pooling,
-        ranges: Mapping[str, ActivationRange] | None,
+        activations: Mapping[str, Activations] | None,
     ) -> None:
         self.graph = Builder()
         self.sites: dict[str, str] = {}  # site of quantisation -> the tensor there
         self._weights = weights
         self._config = config
         self._pooling = pooling
-        self._ranges = ranges
+        self._activations = activations
 
     def encode(self) -> onnx.ModelProto:
         """Add the whole encoder to the graph, and return the model."""
@@ -179,7 +213,7 @@ class _Encoder:
         """Add words and positions, and return the normalised token matrix."""
         graph, weights = self.graph, self._weights
         words = weights["embeddings.word_embeddings.weight"]
-        if self._ranges is None:
+        if self._activations is None:
             graph.add("Gather", graph.constant(words, "words"), "input_ids", output="word")
         else:
             rows, scales = quantize_rows(words)
@@ -206,14 +240,18 @@ class _Encoder:
         # int8: the second product's bias can't be added before its per-token scale. It rides on the residual instead:
         # LayerNorm adds it, and the first product's bias takes it out again (both exact in real numbers).
         second = f"{name}.output.dense"
-        carried = self._weights[f"{second}.bias"] if self._ranges is not None else None
+        carried = None
+        if self._activations is not None:
+            matrix = np.ascontiguousarray(self._weights[f"{second}.weight"].T)
+            columns, scales, correction = self._rounded(matrix, self._activations[f"{name}.gelu"])
+            carried = self._weights[f"{second}.bias"] + correction
         middle = self._normalize(f"{name}.attention.residual", f"{name}.attention.output.LayerNorm", carried)
         inner = self._linear(f"{name}.intermediate.dense", middle, site=f"{name}.middle", carried=carried)
         graph.add("Gelu", inner, output=f"{name}.gelu", domain=MICROSOFT)
-        if self._ranges is None:
-            output = self._linear(second, f"{name}.gelu", site=None)
+        if self._activations is None:
+            output = self._linear(second, f"{name}.gelu", site=f"{name}.gelu")
         else:
-            output = self._linear_by_token(second, f"{name}.gelu")
+            output = self._linear_by_token(second, f"{name}.gelu", columns, scales)
         graph.add("Add", output, middle, output=f"{name}.residual")
         return self._normalize(f"{name}.residual", f"{name}.output.LayerNorm")
 
@@ -259,25 +297,25 @@ class _Encoder:
         name: str,
         tokens: str,
         *,
-        site: str | None,
+        site: str,
         carried: Floats | None = None,
         quantized: bool = False,
     ) -> str:
         """Add a matrix product with bias; its input's range is that of `site`, and `carried` (D,) is no part of it."""
         graph = self.graph
         matrix, bias = np.ascontiguousarray(self._weights[f"{name}.weight"].T), self._weights[f"{name}.bias"]
-        if self._ranges is None or site is None:
-            if site is not None:
-                self.sites.setdefault(site, tokens)
+        if self._activations is None:
+            self.sites.setdefault(site, tokens)
             inputs = [tokens, graph.constant(matrix, f"{name}.weight"), graph.constant(bias, f"{name}.bias")]
             return graph.add("Gemm", *inputs, output=name)
         if not quantized:
             tokens = self._quantized(tokens, site, carried)
-        found = self._ranges[site]
+        found = self._activations[site]
         if carried is not None:
             bias, found = bias - carried @ matrix, found.shifted(carried)
         smooth = _plan(found, site).smooth
-        columns, scales = quantize_columns(matrix * smooth[:, None])
+        columns, scales, correction = self._rounded(matrix * smooth[:, None], found.divided(smooth))
+        bias = bias + correction
         inputs = [
             tokens,
             graph.constant(columns, f"{name}.weight"),
@@ -289,12 +327,18 @@ class _Encoder:
         ]
         return graph.add("MatMulIntegerToFloat", *inputs, output=name, domain=MICROSOFT)
 
+    def _rounded(self, matrix: Floats, inputs: Activations) -> tuple[NDArray[np.int8], Floats, Floats]:
+        """Return a matrix (D, O) as int8, the scale of each column, and what rounding takes from the mean output."""
+        columns, scales = round_columns(matrix, inputs.covariance)
+        lost = inputs.mean @ (matrix - columns * scales)
+        return columns, scales, lost.astype(np.float32)
+
     def _quantized(self, tokens: str, site: str, carried: Floats | None = None) -> str:
         """Return uint8 tokens by the constant range of `site`; in float32 just note which tensor is there."""
-        if self._ranges is None:
+        if self._activations is None:
             self.sites.setdefault(site, tokens)
             return tokens
-        found = self._ranges[site]
+        found = self._activations[site]
         graph, plan = self.graph, _plan(found if carried is None else found.shifted(carried), site)
         if not site.endswith(_EVEN_SITE):
             even = graph.constant((1 / plan.smooth).astype(np.float32), f"{site}.evener")
@@ -306,10 +350,9 @@ class _Encoder:
         ]
         return graph.add("QuantizeLinear", *inputs, output=f"{site}.uint8")
 
-    def _linear_by_token(self, name: str, tokens: str) -> str:
+    def _linear_by_token(self, name: str, tokens: str, columns: NDArray[np.int8], scales: Floats) -> str:
         """Add a matrix product without bias after GELU, each token quantised by its own maximum."""
         graph, above = self.graph, 255 - _GELU_ZERO_POINT
-        columns, scales = quantize_columns(np.ascontiguousarray(self._weights[f"{name}.weight"].T))
         graph.constant(np.array(_GELU_MINIMUM / _GELU_ZERO_POINT * above, np.float32), "gelu.least")
         graph.constant(np.array(1 / above, np.float32), "gelu.step")
         graph.constant(np.array(_GELU_ZERO_POINT, np.uint8), "gelu.zero_point")
@@ -344,7 +387,7 @@ class _Plan:
     zero_point: int
 
 
-def _plan(channels: ActivationRange, site: str) -> _Plan:
+def _plan(channels: Activations, site: str) -> _Plan:
     """Even out the channels, and lay 0..255 over all of them."""
     largest = np.maximum(np.maximum(np.abs(channels.low), np.abs(channels.high)), 1e-4)
     if site.endswith(_EVEN_SITE):

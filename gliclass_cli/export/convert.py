@@ -18,7 +18,7 @@ from gliclass_cli.backends.pytorch import TorchBackend, dot_product
 from gliclass_cli.composer import Composer
 from gliclass_cli.decoding import Decoder, Floats
 from gliclass_cli.errors import ModelUnusable, OutputFailed, UsageProblem
-from gliclass_cli.export.bert_graph import BertConfig, build_bert_graph, known_pooling, measure_ranges
+from gliclass_cli.export.bert_graph import BertConfig, build_bert_graph, known_pooling, measure_activations
 from gliclass_cli.export.graphs import build_graphs
 from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.loading import open_backend
@@ -207,8 +207,8 @@ def _build(
         prefix = "encoder_model."
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         sizes = BertConfig.from_dict(encoder)
-        ranges = measure_ranges(own, sizes, _batches(folder, samples)) if precision == "int8" else None
-        graph = build_bert_graph(own, sizes, pooling=pooling, precision=precision, ranges=ranges)
+        found = measure_activations(own, sizes, _batches(folder, samples)) if precision == "int8" else None
+        graph = build_bert_graph(own, sizes, pooling=pooling, precision=precision, activations=found)
         return {"text": graph}
     label_encoder = _configuration(model, "label_encoder")
     return build_graphs(config, weights, encoder, label_encoder, precision=precision).graphs
