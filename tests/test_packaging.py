@@ -63,7 +63,9 @@ def test_the_bundled_model_is_small_and_has_its_licence() -> None:
     assert path
     folder = read_model_folder(path)
     assert folder.size <= 36_000_000
-    assert {"README.md", "LICENSE", "config.json", "tokenizer.json"} <= {path.name for path in folder.path.iterdir()}
+    assert {"README.md", "LICENSE", "THIRD_PARTY_NOTICES", "config.json", "tokenizer.json"} <= {
+        path.name for path in folder.path.iterdir()
+    }
     assert folder.onnx and folder.onnx.text.sha256
     assert folder.onnx.text.sha256 in (folder.path / "README.md").read_text("utf-8")
 

@@ -1,0 +1,150 @@
+"""Make the folder that ships of a trained checkpoint: weights averaged with the start, int8, calibrated, checked.
+
+    python recipe/finish.py --start START --trained TRAINED --held DIR/held --output FOLDER [--share 0.8]
+
+`--share` is the weight of the trained checkpoint: what is left comes from START, which keeps more of what the encoder
+knew (WiSE-FT, arXiv 2109.01903). Ranges and roundings of int8, and the temperatures and the bias of scores, come from
+the rows that were held back from training (`prepare.py`); no other task has a part in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from gliclass_cli import Classifier
+from gliclass_cli.backends.pytorch import open_model
+from gliclass_cli.evaluation.tuning import fit
+from gliclass_cli.export.convert import Sample, export_model, report_lines
+from gliclass_cli.labels import make_labels
+from gliclass_cli.loading import open_folder
+from gliclass_cli.model import GliclassModel, save_model
+from gliclass_cli.predictions import Choice
+from gliclass_cli.readers import ReadOptions
+from gliclass_cli.runtime import Runtime
+from gliclass_cli.training.rows import Source, TrainingRow, read_sources
+
+NAME: Final = "gliclass-bge-small-en"
+VERSION: Final = "2"
+LICENSE: Final = "MIT"
+_SAMPLES: Final = 300
+_SAMPLE_LABELS: Final = 8
+_LARGEST_SET: Final = 50
+_NOWHERE: Final = -1e9  # the logit of a slot without a label
+
+
+def main() -> None:
+    """Average, export, calibrate."""
+    options = parse_options()
+    sources = read_sources(
+        [str(path) for path in sorted(options.held.glob("*.jsonl.gz"))], ReadOptions(), allow_empty=True
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "averaged"
+        average(options.start, options.trained, options.share, checkpoint)
+        folder = open_folder(str(checkpoint), Runtime(backend="torch"))
+        report = export_model(folder, options.output, samples_of(sources), precision=options.precision)
+    for line in report_lines(report):
+        print(line)
+    path = options.output / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    classifier = Classifier.load(options.output)
+    calibration = {"single": {"temperature": single_temperature(classifier, sources)}}
+    temperature, bias = multi_scores(classifier, sources)
+    calibration["multi"] = {"temperature": temperature, "bias": bias}
+    print(f"calibration: {calibration}")
+    config["onnx"] |= {
+        "name": NAME, "version": VERSION, "license": LICENSE, "language": ["en"], "calibration": calibration,
+    }  # fmt: skip
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def average(start: str, trained: str, share: float, output: Path) -> None:
+    """Write the mean of two checkpoints of one architecture, `share` of it the second one's."""
+    first, second = load(start), load(trained)
+    values = first.state_dict()
+    mixed = {
+        name: torch.lerp(values[name], value, share) if value.is_floating_point() else value
+        for name, value in second.state_dict().items()
+    }
+    second.load_state_dict(mixed)
+    save_model(second, output)
+    source = open_folder(trained, Runtime(backend="torch"))
+    (output / "tokenizer.json").write_bytes(source.tokenizer.read_bytes())
+
+
+def load(name: str) -> GliclassModel:
+    """Load a checkpoint, or the bundled kind of folder."""
+    return open_model(open_folder(name, Runtime(backend="torch")).as_checkpoint(), "cpu")
+
+
+def samples_of(sources: Sequence[Source]) -> list[Sample]:
+    """Return texts with some of their labels, of each source as many as of the others."""
+    draw = random.Random(0)
+    rows = [row for source in sources for row in draw.sample(source.rows, min(6, len(source.rows)))]
+    samples = {}
+    for row in draw.sample(rows, len(rows)):
+        labels = list(row.candidates or row.true)
+        samples.setdefault(row.text, draw.sample(labels, min(_SAMPLE_LABELS, len(labels))))
+    return [Sample(text, make_labels(labels)) for text, labels in list(samples.items())[:_SAMPLES]]
+
+
+def single_temperature(classifier: Classifier, sources: Sequence[Source]) -> float:
+    """Fit the temperature of softmax on rows with one right label of a set."""
+    rows = [row for source in sources for row in source.rows if len(row.true) == 1 and "_open." not in source.name]
+    logits, gold = scored(classifier, rows)
+    return round(fit(logits, gold.argmax(axis=1), (), multi=False).single_temperature, 3)
+
+
+def multi_scores(classifier: Classifier, sources: Sequence[Source]) -> tuple[float, float]:
+    """Fit temperature and bias of the sigmoid on rows of all axes, each text weighing as much as its labels."""
+    rows = [row for source in sources if "_all." in source.name for row in source.rows]
+    logits, gold = scored(classifier, rows)
+    known = logits > _NOWHERE
+    found = fit(logits[known][:, None], gold[known][:, None], ("label",), multi=True)
+    return round(found.multi_temperature, 3), round(found.multi_bias, 3)
+
+
+def scored(classifier: Classifier, rows: Sequence[TrainingRow]) -> tuple[Any, Any]:
+    """Return logits (N, L) of rows with up to L labels of their own, and which of them are right."""
+    logits = np.full((len(rows), _LARGEST_SET), _NOWHERE)
+    gold = np.zeros(logits.shape, dtype=np.bool_)
+    draw = random.Random(0)
+    choice = Choice(multi=True, with_scores=False, with_logits=True)
+    by_labels: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        by_labels.setdefault(row.candidates or (), []).append(place)
+    for labels, places in by_labels.items():
+        predictions = classifier.predict([rows[place].text for place in places], labels, choice)
+        for place, prediction in zip(places, predictions, strict=True):
+            # Small sets as often as large ones, as users have them.
+            size = round(2 ** draw.uniform(1, np.log2(_LARGEST_SET)))
+            order = sorted(range(len(labels)), key=lambda index: (labels[index] not in rows[place].true, draw.random()))
+            chosen = order[: max(size, len(rows[place].true) + 1)][:_LARGEST_SET]
+            logits[place, : len(chosen)] = np.array(prediction.logits)[chosen]
+            gold[place, : len(chosen)] = [labels[index] in rows[place].true for index in chosen]
+    return logits, gold
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", required=True, metavar="FOLDER")
+    parser.add_argument("--trained", required=True, metavar="FOLDER")
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--held", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
