@@ -87,7 +87,7 @@ def load(name: str) -> GliclassModel:
 
 
 def samples_of(sources: Sequence[Source]) -> list[Sample]:
-    """Return texts with some of their labels, of each source as many as of the others."""
+    """Return up to 300 texts with some of their labels, drawn from all sources."""
     draw = random.Random(0)
     rows = [row for source in sources for row in draw.sample(source.rows, min(6, len(source.rows)))]
     samples = {}

@@ -16,8 +16,10 @@ import argparse
 import gzip
 import json
 import random
+import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +34,8 @@ _FOREIGN: Final = (
     ("goemotions", ("debian_section", "debtags", "ha_intents", "clinc_intent")),
     ("clinc_intent", ("debian_section", "debtags", "wordnet_lexname_noun")),
     ("hwu64_intent", ("debian_section", "debtags")),
-    ("debian_section", ("clinc_intent", "hwu64_intent", "ha_intents", "clinc_domain")),
-    ("ha_intents", ("debtags", "wordnet_domain", "clinc_domain")),
+    ("debian_section", ("clinc_intent", "hwu64_intent", "ha_intents")),
+    ("ha_intents", ("debtags", "wordnet_domain")),
 )
 _FOREIGN_ROWS: Final = 500  # of each source
 _FOREIGN_LABELS: Final = 24
@@ -42,6 +44,8 @@ _FOREIGN_LABELS: Final = 24
 def main() -> None:
     """Write all files."""
     options = parse_options()
+    if options.output.exists() and any(options.output.iterdir()):
+        sys.exit(f"{options.output}: is not empty; name a new folder")
     (options.output / "held").mkdir(parents=True, exist_ok=True)
     pools = {path.name.removesuffix(".labels.txt"): _lines(path) for path in options.data.glob("*.labels.txt")}
     names = sorted(path.name.removesuffix(".jsonl.gz") for path in options.data.glob("*.jsonl.gz"))
@@ -53,7 +57,7 @@ def main() -> None:
             rows = [row | {"all_labels": pools[name]} for row in rows]
         write(options.output / f"{name}.jsonl.gz", rows)
     write(options.output / "foreign.jsonl.gz", list(foreign_rows(options.data, pools)))
-    wordings: dict[str, list[str]] = {}
+    wordings: dict[str, list[Sequence[str]]] = {label: [()] for pool in pools.values() for label in pool}
     for path in sorted(TEXTS.glob("*/*.txt")):
         scheme = read_scheme(path)
         name = f"own_{path.parent.name}_{path.stem}"
@@ -66,9 +70,17 @@ def main() -> None:
                 if chosen:
                     write(folder / f"{view}.jsonl.gz", chosen)
         for label, others in scheme.wordings.items():
-            wordings[label] = list(dict.fromkeys([*wordings.get(label, []), *others]))
-    info = {label: {"synonyms": others} for label, others in sorted(wordings.items()) if others}
+            wordings.setdefault(label, []).append(others)
+    info = {label: {"synonyms": kept} for label, lists in sorted(wordings.items()) if (kept := agreed(label, lists))}
     (options.output / "wordings.json").write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def agreed(label: str, lists: Sequence[Sequence[str]]) -> list[str]:
+    """Return the other wordings of a label, which may stand in several files: those that do not depend on the file."""
+    if label.startswith("other"):  # what it means depends on its siblings
+        return []
+    counts = Counter(other for others in lists for other in dict.fromkeys(others))
+    return [other for other, count in counts.items() if count > 1 or len(lists) == 1]
 
 
 def is_held(text: str) -> bool:
@@ -98,7 +110,7 @@ class Scheme:
                 yield {"text": row.text, "labels": right, "all_labels": candidates}
 
     def open_rows(self) -> Iterator[Row]:
-        """Yield the rows that have labels of their own, with these and one axis label as candidates."""
+        """Yield the rows that have labels of their own, with these and two right labels of axes as candidates."""
         for row in self.rows:
             if row.own_right or row.own_wrong:
                 right = list(dict.fromkeys((*row.own_right, *row.right[:2])))
@@ -176,12 +188,13 @@ def _scheme_row(line: str, labels: Mapping[str, Sequence[str]], where: str) -> S
 
 
 def foreign_rows(data: Path, pools: Mapping[str, Sequence[str]]) -> Iterator[Row]:
-    """Yield texts with labels of other sources, none of them right."""
+    """Yield texts with labels of other sources, none of them right: no label shares a word with its text."""
     for source, others in _FOREIGN:
         draw = random.Random(f"foreign {source}")
         rows = list(_rows(data / f"{source}.jsonl.gz"))
         for row in draw.sample(rows, min(_FOREIGN_ROWS, len(rows))):
-            pool = pools[draw.choice(others)]
+            words = set(re.findall(r"\w+", row["text"].lower()))
+            pool = [label for label in pools[draw.choice(others)] if not words & set(label.lower().split())]
             labels = draw.sample(pool, min(_FOREIGN_LABELS, len(pool)))
             yield {"text": row["text"], "labels": [], "all_labels": labels}
 

@@ -40,7 +40,7 @@ _SIZES: Final = (
 
 @dataclass(frozen=True)
 class Kind:
-    """Where an encoder is, and how it is used: scale, bias and temperature were fitted on training texts."""
+    """Where an encoder is, and how it is used: scale, bias and temperature of bge were fitted, minilm's are a guess."""
 
     name: str
     sha256: str

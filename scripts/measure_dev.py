@@ -49,8 +49,11 @@ def main() -> None:
     """Print a table with a column for each model."""
     options = parse_options()
     names = sorted(path.name.removesuffix(".jsonl.gz") for path in options.dev.glob("*.jsonl.gz"))
+    if not names or not set(options.tasks) <= set(names):
+        raise SystemExit(f"{options.dev}: holds the tasks {', '.join(names) or 'none'}")
     tasks = [name for name in names if not options.tasks or name in options.tasks]
     found = {model: measure(model, tasks, options) for model in options.models}
+    print(f"{'':44}" + "".join(f"{Path(model).name[-9:]:>10}" for model in found))
     for key in dict.fromkeys(key for values in found.values() for key in values):
         print(f"{key:44}" + "".join(f"{values.get(key, float('nan')):>10.4f}" for values in found.values()))
     if options.json:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 pytest.importorskip("onnx")
 import onnxruntime as ort
 
-from gliclass_cli.export.bert_graph import Activations, BertConfig, Pooling, build_bert_graph, measure_activations
+from gliclass_cli.export.bert_graph import (
+    Activations,
+    BertConfig,
+    Pooling,
+    build_bert_graph,
+    measure_activations,
+    rounded,
+)
 from gliclass_cli.export.builder import Floats, Precision, Weights, quantize_columns, round_columns, serialize
 
 HIDDEN, HEADS, LAYERS, INNER, VOCAB, LENGTH = 32, 4, 2, 64, 50, 24
@@ -181,6 +188,26 @@ def test_rounding_goes_by_what_the_inputs_are() -> None:
     assert errors[1] < 0.5 * errors[0]
     on_grid = (plain * scales).astype(np.float32)  # nothing is lost of a matrix that lies on the grid already
     np.testing.assert_array_equal(round_columns(on_grid, covariance)[0], plain)
+
+
+@pytest.mark.parametrize("inputs", [np.full((50, 8), 30.0), np.random.default_rng(0).normal(30, 0.01, (50, 8))])
+def test_rounding_bears_inputs_that_hardly_vary(inputs: NDArray[np.float64]) -> None:
+    matrix = np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
+    found = Activations.of(inputs.astype(np.float32))
+    columns, scales = round_columns(matrix, found.covariance)
+    assert np.abs(columns * scales - matrix).max() < 0.05
+
+
+def test_int8_keeps_the_mean_of_each_product() -> None:
+    """What rounding takes from the mean comes back as a bias."""
+    draw = np.random.default_rng(0)
+    inputs = (draw.normal(size=(500, 16)) + draw.normal(size=16) * 5).astype(np.float32)
+    matrix = draw.normal(size=(16, 6)).astype(np.float32)
+    found = Activations.of(inputs)
+    columns, scales, lost = rounded(matrix, found)
+    plain = inputs @ matrix
+    np.testing.assert_allclose((inputs @ (columns * scales) + lost).mean(axis=0), plain.mean(axis=0), atol=1e-2)
+    assert np.abs((inputs @ (columns * scales)).mean(axis=0) - plain.mean(axis=0)).max() > 1e-2
 
 
 def test_activations_add_up_and_move() -> None:

@@ -76,6 +76,13 @@ def test_a_scheme_is_read(tmp_path: Path) -> None:
         prepare.read_scheme(path)
 
 
+def test_wordings_that_depend_on_the_file_are_left_out() -> None:
+    assert prepare.agreed("camera", [["photo device", "for pictures"]]) == ["photo device", "for pictures"]
+    assert prepare.agreed("home", [["house", "flat"], ["smart home", "house"], ["garden"]]) == ["house"]
+    assert prepare.agreed("positive", [(), ["good"]]) == []  # a label of a public source, which brings none
+    assert prepare.agreed("other sports", [["tennis"]]) == []
+
+
 def test_files_come_out_as_the_trainer_wants_them(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
@@ -89,7 +96,7 @@ def test_files_come_out_as_the_trainer_wants_them(tmp_path: Path) -> None:
     for folder in (out, tmp_path / "again"):
         command = [sys.executable, str(RECIPE / "prepare.py"), "--data", str(data), "--output", str(folder)]
         subprocess.run(command, check=True, capture_output=True)
-        outputs.append({path.name: path.read_bytes() for path in folder.rglob("*.*")})
+        outputs.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")})
     assert outputs[0] == outputs[1]
     files = sorted(out.glob("*.jsonl.gz"))
     names = [path.name.partition(".")[0] for path in files]

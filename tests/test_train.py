@@ -18,15 +18,19 @@ import torch
 from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
+from gliclass_cli.backends.pytorch import open_model
 from gliclass_cli.classifier import Classifier
 from gliclass_cli.cli.app import app
 from gliclass_cli.composer import Composer
+from gliclass_cli.errors import UsageProblem
 from gliclass_cli.labels import make_labels
 from gliclass_cli.model import load_model
 from gliclass_cli.model_folder import read_model_folder
 from gliclass_cli.runtime import Runtime
 from gliclass_cli.training.batches import Batcher, score
+from gliclass_cli.training.optimizer import _height, count_layers, freeze
 from gliclass_cli.training.sampling import Shown
+from gliclass_cli.training.settings import Optimisation
 
 KINDS = {
     "uni-encoder": "uni/deberta-v2/all",
@@ -306,6 +310,43 @@ def test_lower_layers_stay_and_others_move_by_their_height(
     assert max(moved["slow"][key] for key in lower) < 0.01 * max(moved["slow"][key] for key in upper)
 
 
+def test_heights_of_parameters() -> None:
+    names = ["encoder_model.embeddings.word.weight", "encoder_model.encoder.LayerNorm.weight",
+             "encoder_model.encoder.layer.0.x", "encoder_model.encoder.layer.5.x", "encoder_model.norm.weight",
+             "label_encoder.embed_tokens.weight", "label_encoder.h.2.x", "scorer.scorer_encoder.layer.9.x"]  # fmt: skip
+    layers = count_layers(names)
+    assert layers == {"encoder_model.": 6, "label_encoder.": 3}
+    assert [_height(name, layers) for name in names[:7]] == [0, 0, 1, 6, 6, 0, 3]
+
+
+@pytest.mark.parametrize("kind", ["uni-encoder", "encoder-decoder", "decoder-kv"])
+def test_embeddings_are_frozen_alone(checkpoints: dict[str, Path], kind: str) -> None:
+    model = open_model(read_model_folder(checkpoints[kind]), "cpu")
+    freeze(model, Optimisation(freeze=("embeddings",)))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any("embed" in name or "shared" in name for name in frozen)
+    assert not [name for name in frozen if ".layer" in name or ".block" in name]
+
+
+def test_layers_that_cannot_be_told_apart_are_said() -> None:
+    model = torch.nn.ModuleDict({"encoder_model": torch.nn.Linear(2, 2)})
+    with pytest.raises(UsageProblem, match="cannot be told apart"):
+        freeze(model, Optimisation(freeze_layers=1))
+    freeze(model, Optimisation(freeze=("embeddings",)))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_dropout_acts_unless_it_is_switched_off(checkpoints: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    model = ("--model", str(checkpoints["bi-encoder"]), "--steps", "1")
+    losses = [
+        train(rows, tmp_path / f"{dropout}{seed}", *model, "--set", f"dropout={dropout}", "--set", f"seed={seed}",
+              "--batch-size", "48")[0]["loss"]
+        for dropout in ("true", "false") for seed in (0, 1)
+    ]  # fmt: skip
+    assert losses[2] == pytest.approx(losses[3], abs=1e-6)  # the same rows in another order
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
 def test_sources_are_weighed_by_name(checkpoints: dict[str, Path], rows: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(rows.read_text("utf-8"), "utf-8")
@@ -315,10 +356,10 @@ def test_sources_are_weighed_by_name(checkpoints: dict[str, Path], rows: Path, t
     assert result.exit_code == 0, result.stderr
     assert len((tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()) == 4 + 2
     result = gliclass("train", str(rows), str(other), "-o", str(tmp_path / "pattern"), *model,
-                      "--set", 'source_weights=["oth*=0.25", "*=0.5"]')  # fmt: skip
+                      "--set", 'source_weights=["*=0.5", "other=0.25"]')  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert len((tmp_path / "pattern" / "metrics.jsonl").read_text("utf-8").splitlines()) == 2 + 1
-    for wrong, message in (("nobody=1", "known are train, other"), ("other=x", "is no number"),
+    assert len((tmp_path / "pattern" / "metrics.jsonl").read_text("utf-8").splitlines()) == 2 + 1  # a name comes first
+    for wrong, message in (("nobody=1", "fits none of the files: train, other"), ("other=x", "is no number"),
                            ('["other=0","train=0"]', "all of them are 0")):  # fmt: skip
         result = gliclass("train", str(rows), str(other), "-o", str(tmp_path / "wrong"), *model,
                           "--set", f"source_weights={wrong}")  # fmt: skip

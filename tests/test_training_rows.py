@@ -1,6 +1,7 @@
 """Training rows: every bad one is told by file and line before anything starts; sampling keeps rows right."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,8 +253,14 @@ def test_an_epoch_holds_as_many_rows_of_a_source_as_its_weight_says(weight: floa
     assert len(batches) == chosen.epoch_batches
     found = Counter(row for place, indices in batches if place == 0 for row in indices)
     assert found.total() == round(20 * weight)
-    assert not found or max(found.values()) - min([*found.values(), 0][: 20 if weight < 1 else None]) <= 1 + weight
+    assert all(math.floor(weight) <= found[row] <= math.ceil(weight) for row in range(20))
     assert Counter(place for place, _ in batches)[1] == 3
+
+
+def test_a_small_source_with_a_small_weight_comes_once() -> None:
+    sources = [source_of(ROWS[:3]), source_of(ROWS)]
+    chosen = Sampler(sources, 4, Sampling(), Augmentation(), LabelInfo(), 0, [0.01, 0])
+    assert chosen.epoch_batches == len(chosen.epoch(0)) == 1
 
 
 def test_a_batch_says_a_label_in_one_way() -> None:

@@ -49,6 +49,7 @@ _GELU_ZERO_POINT: Final = 32
 _SMOOTHING: Final = 0.6
 # Attention's output has no outlier channels: it is left as it is.
 _EVEN_SITE: Final = ".attended"
+_MEASURED_TOGETHER: Final = 2000  # tokens
 
 
 @dataclass(frozen=True)
@@ -89,36 +90,36 @@ class Activations:
 
     low: Floats
     high: Floats
-    sum: Doubles
+    total: Doubles
     outer: Doubles
     count: int
 
     @classmethod
     def of(cls, tokens: Floats) -> Activations:
         """Measure tokens (N, D)."""
-        outer = (tokens.T @ tokens).astype(np.float64)
-        return cls(tokens.min(axis=0), tokens.max(axis=0), tokens.sum(axis=0, dtype=np.float64), outer, len(tokens))
+        wide = tokens.astype(np.float64)
+        return cls(tokens.min(axis=0), tokens.max(axis=0), wide.sum(axis=0), wide.T @ wide, len(tokens))
 
     def __add__(self, other: Activations) -> Activations:
         """Return what both bring together."""
         low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        return Activations(low, high, self.sum + other.sum, self.outer + other.outer, self.count + other.count)
+        return Activations(low, high, self.total + other.total, self.outer + other.outer, self.count + other.count)
 
     def shifted(self, offset: Floats) -> Activations:
         """Return them after `offset` (D,) is added."""
-        crossed = np.outer(self.sum, offset)
+        crossed = np.outer(self.total, offset)
         outer = self.outer + crossed + crossed.T + self.count * np.outer(offset, offset)
-        total = self.sum + self.count * offset.astype(np.float64)
+        total = self.total + self.count * offset.astype(np.float64)
         return Activations(self.low + offset, self.high + offset, total, outer, self.count)
 
     def divided(self, by: Floats) -> Activations:
         """Return them after each channel is divided by that of `by` (D,)."""
-        return Activations(self.low / by, self.high / by, self.sum / by, self.outer / np.outer(by, by), self.count)
+        return Activations(self.low / by, self.high / by, self.total / by, self.outer / np.outer(by, by), self.count)
 
     @property
     def mean(self) -> Doubles:
         """The mean of each channel, (D,)."""
-        return self.sum / self.count
+        return self.total / self.count
 
     @property
     def covariance(self) -> Doubles:
@@ -154,12 +155,23 @@ def measure_activations(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(serialize(model), options, providers=["CPUExecutionProvider"])
     found: dict[str, Activations] = {}
+    waiting: dict[str, list[Floats]] = {}
+
+    def add_up() -> None:
+        for site, parts in waiting.items():
+            together = Activations.of(np.concatenate(parts))
+            found[site] = found[site] + together if site in found else together
+        waiting.clear()
+
     for ids, mask in batches:
         real = mask.reshape(-1) == 1
         outputs = session.run(list(sites.values()), {"input_ids": ids, "attention_mask": mask})
         for site, values in zip(sites, outputs, strict=True):
-            new = Activations.of(values[real])
-            found[site] = found[site] + new if site in found else new
+            waiting.setdefault(site, []).append(values[real])
+        if sum(map(len, waiting[site])) >= _MEASURED_TOGETHER:
+            add_up()
+    if waiting:
+        add_up()
     return found
 
 
@@ -243,7 +255,7 @@ class _Encoder:
         carried = None
         if self._activations is not None:
             matrix = np.ascontiguousarray(self._weights[f"{second}.weight"].T)
-            columns, scales, correction = self._rounded(matrix, self._activations[f"{name}.gelu"])
+            columns, scales, correction = rounded(matrix, self._activations[f"{name}.gelu"])
             carried = self._weights[f"{second}.bias"] + correction
         middle = self._normalize(f"{name}.attention.residual", f"{name}.attention.output.LayerNorm", carried)
         inner = self._linear(f"{name}.intermediate.dense", middle, site=f"{name}.middle", carried=carried)
@@ -314,7 +326,7 @@ class _Encoder:
         if carried is not None:
             bias, found = bias - carried @ matrix, found.shifted(carried)
         smooth = _plan(found, site).smooth
-        columns, scales, correction = self._rounded(matrix * smooth[:, None], found.divided(smooth))
+        columns, scales, correction = rounded(matrix * smooth[:, None], found.divided(smooth))
         bias = bias + correction
         inputs = [
             tokens,
@@ -326,12 +338,6 @@ class _Encoder:
             graph.constant(bias, f"{name}.bias"),
         ]
         return graph.add("MatMulIntegerToFloat", *inputs, output=name, domain=MICROSOFT)
-
-    def _rounded(self, matrix: Floats, inputs: Activations) -> tuple[NDArray[np.int8], Floats, Floats]:
-        """Return a matrix (D, O) as int8, the scale of each column, and what rounding takes from the mean output."""
-        columns, scales = round_columns(matrix, inputs.covariance)
-        lost = inputs.mean @ (matrix - columns * scales)
-        return columns, scales, lost.astype(np.float32)
 
     def _quantized(self, tokens: str, site: str, carried: Floats | None = None) -> str:
         """Return uint8 tokens by the constant range of `site`; in float32 just note which tensor is there."""
@@ -378,6 +384,12 @@ class _Encoder:
         return graph.add("Mul", f"{name}.unscaled", f"{name}.token_scale", output=name)
 
 
+def rounded(matrix: Floats, inputs: Activations) -> tuple[NDArray[np.int8], Floats, Floats]:
+    """Return a matrix (D, O) as int8, the scale of each column, and what rounding takes from the mean output, (O,)."""
+    columns, scales = round_columns(matrix, inputs.covariance)
+    return columns, scales, _coarse(inputs.mean @ (matrix - columns * scales))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Static quantisation of one input: value / smooth / scale + zero point, in 0..255."""
@@ -400,7 +412,7 @@ def _plan(channels: Activations, site: str) -> _Plan:
 
 
 def _coarse(values: NDArray[np.floating[Any]]) -> Floats:
-    """Keep 8 bits of each mantissa, so that the last bits of a machine's float sums don't reach the file."""
+    """Keep 8 bits of each mantissa, so that the last bits of a machine's float sums hardly ever reach the file."""
     mantissa, exponent = np.frexp(values)
     coarse: Floats = np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
     return coarse

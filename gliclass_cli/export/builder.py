@@ -26,6 +26,7 @@ _IR: Final = 11  # the first one that knows opset 23
 _WEIGHT_LEVELS: Final = 64
 # Share of the mean variance that is added to each channel before a covariance is inverted, so that it can be.
 _DAMPING: Final = 0.01
+_LEAST_DAMPING: Final = 1e-8
 _BLOCK: Final = 128  # rows that are rounded before the others hear of it
 _EMBEDDING_LEVELS: Final = 127
 _ZERO_POINT: Final = 128
@@ -240,21 +241,21 @@ def round_columns(matrix: Floats, covariance: NDArray[np.float64]) -> tuple[NDAr
     """
     _, scales = quantize_columns(matrix)
     order = np.argsort(-covariance.diagonal(), kind="stable")
-    left = matrix[order].astype(np.float64)
-    known = covariance[np.ix_(order, order)]
-    damping = max(_DAMPING * float(known.diagonal().mean()), 1e-12)
+    remaining = matrix[order].astype(np.float64)
+    sorted_covariance = covariance[np.ix_(order, order)]
+    damping = max(_DAMPING * float(covariance.diagonal().mean()), _LEAST_DAMPING)
     # The Cholesky factor of the inverse tells how much of a row's change each later row can make up for.
-    upper = np.linalg.cholesky(np.linalg.inv(known + damping * np.eye(len(known)))).T
+    upper = np.linalg.cholesky(np.linalg.inv(sorted_covariance + damping * np.eye(len(order)))).T
     columns = np.empty(matrix.shape, np.int8)
     for start in range(0, len(order), _BLOCK):  # what a block changes reaches the rows behind it in one product
         end = min(start + _BLOCK, len(order))
         changed = np.empty((end - start, matrix.shape[1]))
         for row in range(start, end):
             place, done = order[row], row - start
-            mended = left[row] - upper[start:row, row] @ changed[:done]
+            mended = remaining[row] - upper[start:row, row] @ changed[:done]
             columns[place] = np.clip(np.rint(mended / scales), -_WEIGHT_LEVELS, _WEIGHT_LEVELS)
             changed[done] = (mended - columns[place] * scales) / upper[row, row]
-        left[end:] -= upper[start:end, end:].T @ changed
+        remaining[end:] -= upper[start:end, end:].T @ changed
     return columns, scales
 
 

@@ -68,8 +68,11 @@ class Lstm(nn.Module):
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         weights = [getattr(self.lstm, name + direction) for name in names]
         start = tokens.new_zeros(1, tokens.shape[0], self.lstm.hidden_size)
+        learns = (
+            torch.is_grad_enabled()
+        )  # cuDNN gives gradients in training mode only; without dropout both are the same
         # has_biases, num_layers, dropout, train, bidirectional, batch_first
-        states, _, _ = torch.lstm(tokens, (start, start), weights, True, 1, 0.0, self.training, False, True)
+        states, _, _ = torch.lstm(tokens, (start, start), weights, True, 1, 0.0, learns, False, True)
         return states
 
 

@@ -1,17 +1,18 @@
 """AdamW with two learning rates, a warm-up, and a linear way down (paper, section 4)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from gliclass_cli.errors import ModelUnusable
+from gliclass_cli.errors import ModelUnusable, UsageProblem
 from gliclass_cli.training.settings import Optimisation
 
 _BACKBONES = ("encoder_model.", "label_encoder.", "encoder_decoder_model.", "decoder_model.")
 _EMBEDDINGS = ("embeddings.", "embed_tokens.", "shared.")
-_LAYER = re.compile(r"\.(?:layers?|blocks?)\.(\d+)\.")
+_BESIDE_EMBEDDINGS = (".encoder.LayerNorm.",)  # DeBERTa: of its relative positions
+_LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.(\d+)\.")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -33,8 +34,8 @@ class Optimizer:
                 known.add(id(parameter))
                 self.parameters[name] = parameter
                 rate = settings.others_lr
-                if any(part in f"{name}." for part in _BACKBONES):
-                    rate = settings.encoder_lr * settings.layer_decay ** (layers - _height(name, layers))
+                if backbone := _backbone(name):
+                    rate = settings.encoder_lr * settings.layer_decay ** (layers[backbone] - _height(name, layers))
                 groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
         if not self.parameters:
             raise ModelUnusable("nothing is left to train: every parameter is frozen")
@@ -97,28 +98,47 @@ class Optimizer:
                 }
 
 
-def count_layers(names: Iterable[str]) -> int:
-    """Return how many layers the backbones have, of parameters by name."""
-    return 1 + max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=-1)
-
-
-def _height(name: str, layers: int) -> int:
-    """Return how high a parameter of a backbone stands: 0 for embeddings, ``layers`` for what is above all layers."""
-    found = _LAYER.search(name)
-    if found:
-        return int(found[1]) + 1
-    return 0 if any(part in name for part in _EMBEDDINGS) else layers
+def count_layers(names: Iterable[str]) -> dict[str, int]:
+    """Return how many layers each backbone has, of parameters by name; 0 where they cannot be told."""
+    layers: dict[str, int] = {}
+    for name in names:
+        if backbone := _backbone(name):
+            found = _LAYER.search(name)
+            layers[backbone] = max(layers.get(backbone, 0), int(found[1]) + 1 if found else 0)
+    return layers
 
 
 def freeze(model: nn.Module, settings: Optimisation) -> None:
-    """Exclude embeddings, lower layers or whole backbones from training, and what has no part in the scores."""
+    """Exclude embeddings, lower layers or whole backbones from training, and what has no part in the scores.
+
+    Raises:
+        UsageProblem: layers are to be told apart, and cannot be.
+    """
     layers = count_layers(name for name, _ in model.named_parameters())
+    if (settings.freeze_layers or settings.layer_decay != 1) and not all(layers.values()):
+        raise UsageProblem("freeze_layers and layer_decay: the layers of this model cannot be told apart")
     for name, parameter in model.named_parameters():
-        backbone = name.startswith(_BACKBONES)
-        height = _height(name, layers)
-        embeddings = "embeddings" in settings.freeze or settings.freeze_layers
-        frozen = backbone and (
-            "encoder" in settings.freeze or (embeddings and height == 0) or 0 < height <= settings.freeze_layers
-        )
-        if frozen or ".pooler." in name:
+        if ".pooler." in name or (_backbone(name) and _is_frozen(name, layers, settings)):
             parameter.requires_grad_(False)
+
+
+def _is_frozen(name: str, layers: Mapping[str, int], settings: Optimisation) -> bool:
+    """Tell whether a parameter of a backbone stays as it is."""
+    height = _height(name, layers)
+    if height == 0:
+        return bool(settings.freeze) or settings.freeze_layers > 0
+    return "encoder" in settings.freeze or height <= settings.freeze_layers
+
+
+def _backbone(name: str) -> str | None:
+    """Return the backbone that a parameter belongs to, if it belongs to one."""
+    return next((part for part in _BACKBONES if part in f"{name}."), None)
+
+
+def _height(name: str, layers: Mapping[str, int]) -> int:
+    """Return how high a parameter stands in its backbone: 0 for embeddings, the number of layers above all of them."""
+    if found := _LAYER.search(name):
+        return int(found[1]) + 1
+    if any(part in name for part in (*_EMBEDDINGS, *_BESIDE_EMBEDDINGS)):
+        return 0
+    return max(layers.get(_backbone(name) or "", 0), 1)

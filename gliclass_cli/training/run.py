@@ -39,6 +39,7 @@ from gliclass_cli.training.supervised import Supervised
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 SETTINGS = "train.toml"
+_SHOWN = 8  # files in one message
 # Tokens of one input where nothing is said: a text alone, one of a few, and a text with its labels.
 _TEXT_LENGTH, _FEW_SHOT_LENGTH, _LENGTH = 256, 128, 512
 
@@ -136,6 +137,7 @@ def _check_job(job: Job) -> bool:
         raise UsageProblem("--lora makes new adapters: leave --adapter out, or export the model with it first")
     if settings.watching.patience and job.dev is None:
         raise UsageProblem("--patience needs --dev FILE to measure on")
+    _source_weights(job)
     check_pools(job.sources)
     multi = check_multi(job.sources, settings.task.multi)
     if job.dev is not None:
@@ -206,9 +208,18 @@ def _source_weights(job: Job) -> list[float]:
     """Return how often the rows of each source come in a pass. Raises UsageProblem."""
     names = [Path(source.name).name.partition(".")[0] for source in job.sources]
     items = job.settings.sampling.source_weights
-    fitting = [pattern for item in items if fnmatch.filter(names, pattern := item.partition("=")[0].strip())]
-    given = parse_weights(items, tuple(dict.fromkeys((*fitting, *names))), "source_weights", zero=True)
-    weights = [next((given[pattern] for pattern in given if fnmatch.fnmatchcase(name, pattern)), 1.0) for name in names]
+    patterns = [item.partition("=")[0].strip() for item in items]
+    for item, pattern in zip(items, patterns, strict=True):
+        if pattern not in names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            raise UsageProblem(f"source_weights {item!r}: fits none of the files: {shown}")
+    given = parse_weights(items, tuple(patterns), "source_weights", zero=True)
+
+    def weight(name: str) -> float:
+        fitting = (given[pattern] for pattern in given if fnmatch.fnmatchcase(name, pattern))
+        return given.get(name, next(fitting, 1.0))
+
+    weights = [weight(name) for name in names]
     if not any(weights):
         raise UsageProblem("source_weights: all of them are 0: no row is left to train on")
     return weights
@@ -276,6 +287,7 @@ def _fingerprint(job: Job, folder: ModelFolder) -> str:
         "adapter": job.runtime.adapter and file_digest(Path(job.runtime.adapter) / "adapter_model.safetensors"),
         "precision": job.runtime.precision,
         "config": folder.config.raw,
+        "source_weights": _source_weights(job),
         "info": [job.info.descriptions, job.info.synonyms],
     }
     digest = hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode())

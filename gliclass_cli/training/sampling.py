@@ -55,8 +55,9 @@ class Sampler:
         return sum(-(-self._rows(place) // self.batch_size) for place in range(len(self.sources)))
 
     def _rows(self, place: int) -> int:
-        """Return how many rows a pass takes of a source."""
-        return round(len(self.sources[place].rows) * (self.weights[place] if self.weights else 1.0))
+        """Return how many rows a pass takes of a source, one at least where it has a weight."""
+        weight = self.weights[place] if self.weights else 1.0
+        return max(int(weight > 0), round(len(self.sources[place].rows) * weight))
 
     def epoch(self, number: int) -> list[tuple[int, tuple[int, ...]]]:
         """Return the batches of a pass: each a source and its rows, of similar length, in random order."""
@@ -87,7 +88,7 @@ class Sampler:
         return [self._shown(row, source, near, drawn, synonyms, draw) for row in rows]
 
     def _synonyms(self, draw: random.Random) -> dict[str, str]:
-        """Say some labels in another way, the same one in all rows: a bi-encoder reads each wording once."""
+        """Draw another way to say some labels, for all rows: a bi-encoder reads each wording once."""
         chance = self.augmentation.synonym
         known = self.info.synonyms.items() if chance else ()
         return {label: draw.choice(texts) for label, texts in known if texts and draw.random() < chance}

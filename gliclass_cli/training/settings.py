@@ -38,13 +38,13 @@ class Optimisation:
     others_lr: Annotated[float, "learning rate of everything else"] = 3e-5
     weight_decay: Annotated[float, "decay of weights, biases and norms excepted"] = 0.01
     warmup: Annotated[float, "share of the steps in which learning rates rise"] = 0.05
-    dropout: Annotated[bool, "whether the model's dropout acts; without it a step is a fifth faster"] = True
+    dropout: Annotated[
+        bool, "whether dropout acts, which it never does in PPO; without it a step is a fifth faster"
+    ] = True
     max_grad_norm: Annotated[float, "length that gradients are cut to"] = 1.0
     freeze: Annotated[tuple[Freeze, ...], "what stays as it is: embeddings, encoder"] = ()
-    freeze_layers: Annotated[int, "lowest layers of each encoder that stay as they are, with the embeddings"] = 0
-    layer_decay: Annotated[float, "learning rate of each layer of an encoder, as a share of the next higher one's"] = (
-        1.0
-    )
+    freeze_layers: Annotated[int, "lowest layers of each backbone that stay as they are, with the embeddings"] = 0
+    layer_decay: Annotated[float, "learning rate of a backbone's layer, as a share of the next higher one's"] = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Sampling:
     source_weights: Annotated[
         tuple[str, ...],
         "how often the rows of a file come in one pass over all (name=0.5, name=0), by its name without folder and "
-        "endings; a name may be a pattern (news_*=2), the first that fits counts; files that are not named: once",
+        "endings, or by the first pattern that fits (news_*=2); files that are not named: once",
     ] = ()
 
 
