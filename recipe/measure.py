@@ -1,6 +1,6 @@
 """Measure models on a folder of tasks: quality, calibration, and what they make of texts to which no label applies.
 
-    python scripts/measure_dev.py --dev DIR [--limit N] [--max-length N] [--json FILE] MODEL ...
+    python recipe/measure.py --dev DIR [--limit N] [--max-length N] [--json FILE] MODEL ...
 
 DIR holds `<task>.jsonl.gz` with `text` and `label` (one right label) or `labels` (several), and `<task>.labels.txt`.
 A folder that training or `gliclass export` wrote is a MODEL, and `default` the bundled one. "none" is the share of

@@ -1,0 +1,95 @@
+"""Short trainings side by side: what each setting, source or encoder is worth. The log in README.md was made by it.
+
+    python recipe/compare.py --data data --start start --dev TASKS [--steps 200] [--seeds 0] base
+        'lr 1e-4: encoder_lr=1e-4' 'no texts of our own: weights=own_*=0' 'MiniLM: start=start-minilm'
+
+A variant is a name and, behind a colon, settings of `gliclass train` that differ from `train.toml`, separated by
+spaces. `weights=PATTERN=X` goes before the weights of sources there; `start=FOLDER` is another model to start from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+import torch
+from measure import measure
+
+from gliclass_cli.readers import ReadOptions
+from gliclass_cli.training.loop import Listeners
+from gliclass_cli.training.rows import Source, read_sources
+from gliclass_cli.training.run import Job, train
+from gliclass_cli.training.sampling import LabelInfo
+from gliclass_cli.training.settings import make_settings, parse_setting, read_settings
+
+SETTINGS: Final = Path(__file__).parent / "train.toml"
+
+
+def main() -> None:
+    """Print what each variant gets, one after the other."""
+    options = parse_options()
+    files = [str(path) for path in sorted(options.data.glob("*.jsonl.gz"))]
+    sources = read_sources(files, ReadOptions(), allow_empty=True)
+    wordings = json.loads((options.data / "wordings.json").read_text("utf-8"))
+    info = LabelInfo(synonyms={label: value["synonyms"] for label, value in wordings.items()})
+    for variant in options.variants:
+        name, _, changes = variant.partition(":")
+        for seed in options.seeds:
+            found = run(sources, info, changes.split(), seed, options)
+            print(json.dumps({"variant": name.strip(), "seed": seed, **found}), flush=True)
+
+
+def run(
+    sources: Sequence[Source], info: LabelInfo, changes: Sequence[str], seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train one variant, and return its measures."""
+    values = read_settings(SETTINGS.read_text("utf-8"), str(SETTINGS)) | {"steps": options.steps, "seed": seed}
+    start = str(options.start)
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key == "start":
+            start = value
+        elif key == "weights":
+            values["source_weights"] = (value, *values["source_weights"])
+        else:
+            values |= [parse_setting(change)]
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "model"
+        began = time.monotonic()
+        if values["steps"]:
+            train(Job(start, sources, output, make_settings(values), info=info), Listeners(), threading.Event())
+        seconds = time.monotonic() - began
+        settings = argparse.Namespace(
+            dev=options.dev, limit=options.limit, max_length=options.max_length, template=None, backend="torch",
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+        tasks = sorted(path.name.removesuffix(".jsonl.gz") for path in options.dev.glob("*.jsonl.gz"))
+        found = measure(str(output) if values["steps"] else start, tasks, settings)
+    kept = {name: round(value, 3) for name, value in found.items() if name.endswith("macro-F1") or "mean" in name}
+    micro = mean(value for name, value in found.items() if name.endswith("micro-F1 tuned"))
+    return {"seconds": round(seconds), "micro-F1 tuned": round(micro, 3), **kept}
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="+", metavar="VARIANT")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--start", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--dev", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--limit", type=int, default=200, help="rows of each task")
+    parser.add_argument("--max-length", type=int, default=128)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
