@@ -4,6 +4,7 @@ import fnmatch
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import oracle
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gliclass_cli.readers import ReadOptions
 from gliclass_cli.training.rows import read_sources
@@ -20,6 +24,7 @@ from gliclass_cli.training.settings import make_settings, read_settings
 RECIPE = Path(__file__).parents[1] / "recipe"
 sys.path.insert(0, str(RECIPE))
 
+import finish  # noqa: E402
 import prepare  # noqa: E402
 
 TEXTS = sorted((RECIPE / "texts").glob("*/*.txt"))
@@ -81,6 +86,22 @@ def test_wordings_that_depend_on_the_file_are_left_out() -> None:
     assert prepare.agreed("home", [["house", "flat"], ["smart home", "house"], ["garden"]]) == ["house"]
     assert prepare.agreed("positive", [(), ["good"]]) == []  # a label of a public source, which brings none
     assert prepare.agreed("other sports", [["tennis"]]) == []
+
+
+def test_checkpoints_are_averaged(tmp_path: Path) -> None:
+    case = next(case for case in oracle.CASES if case.architecture == "bi-encoder" and case.scorer == "simple")
+    oracle.write_checkpoint(case, tmp_path / "start")
+    shutil.copytree(tmp_path / "start", tmp_path / "trained")
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    save_file(
+        {name: np.asarray(value + 4) for name, value in weights.items()}, tmp_path / "trained" / "model.safetensors"
+    )
+    finish.average(str(tmp_path / "start"), str(tmp_path / "trained"), 0.25, tmp_path / "mean")
+    found = load_file(tmp_path / "mean" / "model.safetensors")
+    assert found.keys() == weights.keys()
+    for name, value in found.items():
+        np.testing.assert_allclose(value, weights[name] + 1, atol=1e-5)
+    assert (tmp_path / "mean" / "tokenizer.json").exists()
 
 
 def test_files_come_out_as_the_trainer_wants_them(tmp_path: Path) -> None:

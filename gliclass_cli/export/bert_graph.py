@@ -10,7 +10,7 @@ written in the form that runs fastest on a CPU, so a runner may load it with gra
 
 int8: a row's embedding must not depend on the other rows, so no activation scale may be taken over the batch. The
 inputs of the query/key/value, attention-output and first feed-forward products have constant ranges, measured on
-sample texts (`measure_ranges`) and evened out channel by channel as in SmoothQuant (arXiv 2211.10438). The input of
+sample texts (`measure_activations`) and evened out by channel as in SmoothQuant (arXiv 2211.10438). The input of
 the second feed-forward product has rare huge values: there each token takes its own scale. Weights are symmetric per
 column in -64..64: one bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI can't saturate.
 They are rounded such that the product changes least on the sample texts (`builder.round_columns`).
