@@ -37,7 +37,6 @@ VERSION: Final = "2"
 LICENSE: Final = "MIT"
 _SAMPLES: Final = 300
 _SAMPLE_LABELS: Final = 8
-_LARGEST_SET: Final = 50
 _NOWHERE: Final = -1e9  # the logit of a slot without a label
 
 
@@ -105,7 +104,7 @@ def single_temperature(classifier: Classifier, sources: Sequence[Source]) -> flo
 
 
 def multi_scores(classifier: Classifier, sources: Sequence[Source]) -> tuple[float, float]:
-    """Fit temperature and bias of the sigmoid on rows of all axes, each text weighing as much as its labels."""
+    """Fit temperature and bias of the sigmoid on texts with all their labels, each label weighing the same."""
     rows = [row for source in sources if "_all." in source.name for row in source.rows]
     logits, gold = scored(classifier, rows)
     known = logits > _NOWHERE
@@ -115,9 +114,8 @@ def multi_scores(classifier: Classifier, sources: Sequence[Source]) -> tuple[flo
 
 def scored(classifier: Classifier, rows: Sequence[TrainingRow]) -> tuple[Any, Any]:
     """Return logits (N, L) of rows with up to L labels of their own, and which of them are right."""
-    logits = np.full((len(rows), _LARGEST_SET), _NOWHERE)
+    logits = np.full((len(rows), max(len(row.candidates or ()) for row in rows)), _NOWHERE)
     gold = np.zeros(logits.shape, dtype=np.bool_)
-    draw = random.Random(0)
     choice = Choice(multi=True, with_scores=False, with_logits=True)
     by_labels: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -125,12 +123,8 @@ def scored(classifier: Classifier, rows: Sequence[TrainingRow]) -> tuple[Any, An
     for labels, places in by_labels.items():
         predictions = classifier.predict([rows[place].text for place in places], labels, choice)
         for place, prediction in zip(places, predictions, strict=True):
-            # Small sets as often as large ones, as users have them.
-            size = round(2 ** draw.uniform(1, np.log2(_LARGEST_SET)))
-            order = sorted(range(len(labels)), key=lambda index: (labels[index] not in rows[place].true, draw.random()))
-            chosen = order[: max(size, len(rows[place].true) + 1)][:_LARGEST_SET]
-            logits[place, : len(chosen)] = np.array(prediction.logits)[chosen]
-            gold[place, : len(chosen)] = [labels[index] in rows[place].true for index in chosen]
+            logits[place, : len(labels)] = prediction.logits
+            gold[place, : len(labels)] = [label in rows[place].true for label in labels]
     return logits, gold
 
 
