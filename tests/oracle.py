@@ -248,6 +248,38 @@ def write_checkpoint(case: Case, folder: Path) -> None:
             shutil.copy(folder / LABEL_TOKENIZER / "tokenizer.json", folder / f"{LABEL_TOKENIZER}.json")
 
 
+def shared_encoder_config(pooling: str, vocabulary: int) -> dict[str, Any]:
+    """Return the configuration of a bi-encoder with one encoder for texts and labels, which the reference lacks."""
+    return {
+        "model_type": "GLiClass", "architecture_type": "bi-encoder", "shared_encoder": True,
+        "encoder_config": backbone_config("bert", vocabulary), "pooling_strategy": pooling, "scorer_type": "simple",
+        "normalize_features": True, "hidden_size": HIDDEN, "vocab_size": vocabulary, "logit_scale_init_value": 12.0,
+        "inference": {"label_template": "It is {label}.", "max_length": 64, "calibration":
+                      {"single": {"temperature": 0.5}, "multi": {"temperature": 1.5, "bias": -1.0}}},
+    }  # fmt: skip
+
+
+def write_shared_encoder(folder: Path, pooling: str = "first") -> None:
+    """Write a seeded checkpoint of that kind."""
+    import torch
+
+    from gliclass_cli.checkpoint import parse_checkpoint_config
+    from gliclass_cli.model import build_model, save_model
+
+    tokenizer = build_tokenizer("bert")
+    torch.manual_seed(0)
+    model = build_model(parse_checkpoint_config(shared_encoder_config(pooling, len(tokenizer)), "config.json"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            elif name.endswith("bias") and "logit" not in name:
+                parameter.normal_(std=0.1)
+        model.get_parameter("logit_bias").fill_(-3.0)
+    save_model(model, folder)
+    tokenizer.save_pretrained(folder)
+
+
 def build_oracle(case: Case) -> Any:
     """Build the reference's model of a case, with seeded weights."""
     from gliclass import GLiClassModel, GLiClassModelConfig

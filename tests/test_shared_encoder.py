@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-import torch
 
 from gliclass_cli.backends.pytorch import open_model
 from gliclass_cli.checkpoint import parse_checkpoint_config
@@ -15,7 +14,7 @@ from gliclass_cli.classifier import Classifier
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.export.convert import Sample, export_model
 from gliclass_cli.labels import make_labels
-from gliclass_cli.model import build_model, save_model
+from gliclass_cli.model import save_model
 from gliclass_cli.model_folder import ModelFolder, read_model_folder
 from gliclass_cli.runtime import Runtime
 
@@ -24,32 +23,10 @@ TEXTS = ["the team won its game", "a very good phone", "the order was lost", "fa
 SAMPLES = [Sample(text, LABELS) for text in TEXTS]
 
 
-def config_of(pooling: str, vocabulary: int) -> dict[str, Any]:
-    backbone = oracle.backbone_config("bert", vocabulary)
-    return {
-        "model_type": "GLiClass", "architecture_type": "bi-encoder", "shared_encoder": True, "encoder_config": backbone,
-        "pooling_strategy": pooling, "scorer_type": "simple", "normalize_features": True, "hidden_size": oracle.HIDDEN,
-        "vocab_size": vocabulary, "logit_scale_init_value": 12.0,
-        "inference": {"label_template": "It is {label}.", "max_length": 64, "calibration":
-                      {"single": {"temperature": 0.5}, "multi": {"temperature": 1.5, "bias": -1.0}}},
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=["first", "avg"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     path = tmp_path_factory.mktemp("shared") / "tiny"
-    tokenizer = oracle.build_tokenizer("bert")
-    torch.manual_seed(0)
-    model = build_model(parse_checkpoint_config(config_of(request.param, len(tokenizer)), "config.json"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-            elif name.endswith("bias") and "logit" not in name:
-                parameter.normal_(std=0.1)
-        model.get_parameter("logit_bias").fill_(-3.0)
-    save_model(model, path)
-    tokenizer.save_pretrained(path)
+    oracle.write_shared_encoder(path, request.param)
     return read_model_folder(path)
 
 
@@ -113,7 +90,7 @@ def test_other_graphs_are_not_read_back(tmp_path: Path) -> None:
 )
 def test_what_a_shared_encoder_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelUnusable) as caught:
-        parse_checkpoint_config(config_of("first", 100) | changes, "config.json")
+        parse_checkpoint_config(oracle.shared_encoder_config("first", 100) | changes, "config.json")
     assert message in str(caught.value)
 
 
