@@ -760,7 +760,7 @@ def test_doctor(tmp_path: Path) -> None:
     assert result.exit_code == 4
     assert "onnx.max_length is 100000; the model has 512 positions" in result.stderr
     shutil.copy(EXAMPLES.parent / "gliclass_cli" / "default_model" / "config.json", folder)
-    (folder / "model.onnx").write_bytes(b"garbage")
+    (folder / "text.onnx").write_bytes(b"garbage")
     result = gliclass("doctor", "--model", str(folder))
     assert (result.exit_code, "is not the file it should be (SHA-256 differs)" in result.stdout) == (4, True)
     broken = gliclass("doctor", "--model", "nowhere", "--json")
