@@ -128,11 +128,11 @@ class Values:
             raise self.wrong(name, "it must be above 0, from 1e-6 to 1e6")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """Return a number with which logits can be computed."""
+    def number(self, name: str, default: float | None = None, *, most: float = 1e6) -> float:
+        """Return a number with which logits can be computed, from -``most`` to ``most``."""
         value: float = self.get(name, float) if default is None else self.optional(name, default)
-        if not -1e6 < value < 1e6:
-            raise self.wrong(name, "it must be from -1e6 to 1e6")
+        if not -most <= value <= most:
+            raise self.wrong(name, f"it must be from -{most:g} to {most:g}")
         return value
 
     def whole(self, name: str, least: int, default: int | None = None) -> int:

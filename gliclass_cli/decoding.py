@@ -28,7 +28,7 @@ class Decoder:
             z = logits / self.calibration.multi_temperature + self.calibration.multi_bias
             sigmoid: Floats = np.exp(-np.logaddexp(0.0, -z))  # cannot overflow
             return sigmoid
-        z = logits / self.calibration.single_temperature
+        z = logits / self.calibration.temperature_of(logits.shape[-1])
         powers = np.exp(z - z.max(axis=-1, keepdims=True))
         softmax: Floats = powers / powers.sum(axis=-1, keepdims=True)
         return softmax

@@ -14,7 +14,7 @@
     label_template                       the label's wording, with {label} in it
     scorer                               {scale, bias} where a dot product outside the graphs gives the logits:
                                          logit = scale * (text . label) + bias
-    calibration                          {single: {temperature}, multi: {temperature, bias}}
+    calibration                          {single: {temperature, label_exponent (0)}, multi: {temperature, bias}}
     self_check                           {text, labels, logits, tolerance}: what a sound installation answers
 
 A checkpoint may say how it is used in a section ``inference``, which ``gliclass train`` writes: label_template,
@@ -87,11 +87,12 @@ class Usage:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` says of it."""
         scores = self.calibration
+        exponent = {"label_exponent": scores.label_exponent} if scores.label_exponent else {}
         return {
             "max_length": self.max_length,
             "label_template": self.label_template,
             "calibration": {
-                "single": {"temperature": scores.single_temperature},
+                "single": {"temperature": scores.single_temperature, **exponent},
                 "multi": {"temperature": scores.multi_temperature, "bias": scores.multi_bias},
             },
         }
@@ -245,6 +246,7 @@ def _usage(values: Values, config: CheckpointConfig) -> Usage:
     if LABEL_SLOT not in template:
         raise values.wrong("label_template", f"it must hold {LABEL_SLOT}")
     calibration = values.section("calibration")
+    single = calibration.section("single")
     max_length = values.whole("max_length", _LEAST_LENGTH)
     if config.positions is not None and max_length > config.positions:
         raise values.wrong("max_length", f"the model has {config.positions} positions")
@@ -252,7 +254,8 @@ def _usage(values: Values, config: CheckpointConfig) -> Usage:
         max_length=max_length,
         label_template=template,
         calibration=Calibration(
-            single_temperature=calibration.section("single").positive("temperature"),
+            single_temperature=single.positive("temperature"),
+            label_exponent=single.number("label_exponent", 0.0, most=1.0),
             multi_temperature=calibration.section("multi").positive("temperature"),
             multi_bias=calibration.section("multi").number("bias"),
         ),

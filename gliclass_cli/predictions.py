@@ -9,16 +9,22 @@ USUAL_THRESHOLD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Scores from logits z: single = softmax(z / temperature), multi = sigmoid(z / temperature + bias).
+    """Scores from logits z: single = softmax(z / T), multi = sigmoid(z / multi_temperature + multi_bias).
 
-    ``thresholds``: the score that a label must reach with ``multi`` where no threshold is asked for; the labels that
-    are not in it must reach ``USUAL_THRESHOLD``.
+    T of L labels is single_temperature / L ** label_exponent: among more labels, a logit that stands out by as much
+    says more. ``thresholds``: the score that a label must reach with ``multi`` where no threshold is asked for; the
+    labels that are not in it must reach ``USUAL_THRESHOLD``.
     """
 
     single_temperature: float = 1.0
     multi_temperature: float = 1.0
     multi_bias: float = 0.0
     thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    label_exponent: float = 0.0
+
+    def temperature_of(self, labels: int) -> float:
+        """Return the softmax temperature of so many labels."""
+        return self.single_temperature / labels**self.label_exponent
 
 
 @dataclass(frozen=True, slots=True)

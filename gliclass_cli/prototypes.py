@@ -150,7 +150,7 @@ def _shift(similar: Similarities, product: Product, weight: float) -> float:
 
 
 def _softmax_loss(logits: Floats, carried: Carried, calibration: Calibration) -> float:
-    z = logits / calibration.single_temperature
+    z = logits / calibration.temperature_of(logits.shape[1])
     return float(np.logaddexp.reduce(z, axis=1).sum() - z[carried].sum())
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 
 from gliclass_cli import Classifier
 from gliclass_cli.backends.pytorch import open_model
@@ -60,7 +61,7 @@ def main() -> None:
     path = options.output / "config.json"
     config = json.loads(path.read_text("utf-8"))
     classifier = Classifier.load(options.output)
-    calibration = {"single": {"temperature": single_temperature(classifier, sources)}}
+    calibration = {"single": single_scores(classifier, sources)}
     temperature, bias = multi_scores(classifier, sources)
     calibration["multi"] = {"temperature": temperature, "bias": bias}
     print(f"calibration: {calibration}")
@@ -100,11 +101,19 @@ def samples_of(sources: Sequence[Source]) -> list[Sample]:
     return [Sample(text, make_labels(labels)) for text, labels in list(samples.items())[:_SAMPLES]]
 
 
-def single_temperature(classifier: Classifier, sources: Sequence[Source]) -> float:
-    """Fit the temperature of softmax on rows with one right label of a set."""
+def single_scores(classifier: Classifier, sources: Sequence[Source]) -> dict[str, float]:
+    """Fit temperature and exponent of softmax, by likelihood, on rows with one right label of a set."""
     rows = [row for source in sources for row in source.rows if len(row.true) == 1 and "_open." not in source.name]
     logits, gold = scored(classifier, rows)
-    return round(fit(logits, gold.argmax(axis=1), (), multi=False).single_temperature, 3)
+    counts, right = (logits > _NOWHERE).sum(axis=1, keepdims=True), gold.argmax(axis=1)
+
+    def loss(values: Any) -> float:
+        z = logits * counts ** values[1] / np.exp(values[0])
+        return float((np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), right]).mean())
+
+    bounds = ((-3.0, 3.0), (0.0, 1.0))
+    log_temperature, exponent = minimize(loss, (0.0, 0.0), method="Nelder-Mead", bounds=bounds).x
+    return {"temperature": round(float(np.exp(log_temperature)), 3), "label_exponent": round(float(exponent), 3)}
 
 
 def multi_scores(classifier: Classifier, sources: Sequence[Source]) -> tuple[float, float]:

@@ -173,3 +173,13 @@ def test_a_cut_text_says_so() -> None:
 )
 def test_a_template_is_no_format_string(template: str, name: str, description: str | None, expected: str) -> None:
     assert word_label(template, name, description) == expected
+
+
+def test_the_temperature_may_fall_with_the_number_of_labels() -> None:
+    calibration = Calibration(single_temperature=0.8, label_exponent=0.25)
+    assert calibration.temperature_of(1) == 0.8
+    assert calibration.temperature_of(16) == pytest.approx(0.4)
+    logits = np.array([1.0, *[0.0] * 15])
+    scores = Decoder(calibration=calibration).scores(logits)
+    assert scores[0] == pytest.approx(np.exp(2.5) / (np.exp(2.5) + 15))
+    assert Decoder(calibration=Calibration(single_temperature=0.4)).scores(logits) == pytest.approx(scores)

@@ -37,7 +37,10 @@ CONFIG: dict[str, Any] = {
         "max_length": 512,
         "label_template": "About {label}.",
         "scorer": {"scale": 16, "bias": -11.5},
-        "calibration": {"single": {"temperature": 0.5}, "multi": {"temperature": 1, "bias": 0.25}},
+        "calibration": {
+            "single": {"temperature": 0.5, "label_exponent": 0.25},
+            "multi": {"temperature": 1, "bias": 0.25},
+        },
         "self_check": {"text": "hello", "labels": ["a", "b"], "logits": [1, -0.5], "tolerance": 0.02},
     },
 }
@@ -100,7 +103,8 @@ def test_a_sound_folder(tmp_path: Path) -> None:
     assert folder.tokenizer == folder.label_tokenizer == tmp_path / "tokenizer.json"
     assert (folder.pad, folder.max_length, folder.positions) == (0, 512, 512)
     assert folder.label_template == "About {label}."
-    assert folder.calibration == Calibration(0.5, 1.0, 0.25)
+    assert folder.calibration == Calibration(0.5, 1.0, 0.25, label_exponent=0.25)
+    assert folder.usage.to_dict()["calibration"] == CONFIG["onnx"]["calibration"]
     assert folder.self_check
     assert (folder.self_check.labels, folder.self_check.logits) == (("a", "b"), (1.0, -0.5))
     assert folder.size == len(json.dumps(CONFIG))
@@ -157,6 +161,11 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, path: tuple[str, ...
         ("onnx.graph.inputs", ["a", None], r"onnx\.text_graph\.inputs is a list; a list of strings"),
         ("onnx.calibration.single.temperature", 0, r"onnx\.calibration\.single\.temperature is 0"),
         ("onnx.calibration.multi.temperature", 1e-300, r"onnx\.calibration\.multi\.temperature is 1e-300"),
+        (
+            "onnx.calibration.single.label_exponent",
+            3,
+            r"onnx\.calibration\.single\.label_exponent is 3; it must be from -1",
+        ),
         ("onnx.calibration.multi.bias", 1e9, r"onnx\.calibration\.multi\.bias is 1000000000"),
         ("onnx.self_check.labels", [], r"onnx\.self_check\.labels is a list; distinct labels"),
         ("onnx.self_check.labels", ["a", "a "], r"onnx\.self_check\.labels is a list; distinct labels"),

@@ -57,7 +57,8 @@ class Supervised:
         """Return each term of the loss of a batch, unweighted."""
         logits = scored.logits.float()
         alone = logits / self.calibration.multi_temperature + self.calibration.multi_bias
-        compared = logits / self.calibration.single_temperature
+        counts = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        compared = logits * counts**self.calibration.label_exponent / self.calibration.single_temperature
         terms: dict[str, Tensor] = {}
         for name in self.weights:
             if name == "bce":
