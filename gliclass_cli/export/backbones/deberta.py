@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.export.backbones import Inputs, Part
+from gliclass_cli.export.backbones import Inputs, Part, pick, pick_tokens, picked_shape
 from gliclass_cli.export.backbones.bert import pair_mask
 from gliclass_cli.export.builder import MICROSOFT, Builder, Floats
 
@@ -33,6 +33,8 @@ class _Shapes:
     size: int  # of a head
     scale: float
     kinds: Sequence[str]
+    hidden: int
+    by_row: str  # (B, L, D)
     rows: str  # (B, L, H, d)
     seen: str  # (B, 1, 1, L), or (B, 1, L, L) without relative positions; bool
     relative: "_Relative | None"
@@ -67,11 +69,13 @@ def encode(builder: Builder, part: Part, inputs: Inputs, *, layers: int | None =
         )
     hidden, length = int(config["hidden_size"]), builder.shape_of(inputs.words, 1)
     tokens = _embed(builder, part, inputs, length)
-    by_row = builder.shape(builder.shape_of(inputs.words, 0), length, hidden)
-    states = [builder.add("Reshape", tokens, by_row)]
     shapes = _shapes(builder, part, inputs, length)
-    for number in range(int(config["num_hidden_layers"]) if layers is None else layers):
-        tokens = _layer(builder, part, f"encoder.layer.{number}", tokens, shapes)
+    states = [builder.add("Reshape", tokens, shapes.by_row)]
+    total = int(config["num_hidden_layers"])
+    for number in range(total if layers is None else layers):
+        needed = inputs.needed if number == total - 1 else None
+        tokens = _layer(builder, part, f"encoder.layer.{number}", tokens, shapes, needed)
+        by_row = shapes.by_row if needed is None else picked_shape(builder, needed, hidden)
         states.append(builder.add("Reshape", tokens, by_row))
     return states
 
@@ -103,6 +107,8 @@ def _shapes(builder: Builder, part: Part, inputs: Inputs, length: str) -> _Shape
         size=size,
         scale=scale,
         kinds=kinds,
+        hidden=int(config["hidden_size"]),
+        by_row=builder.shape(builder.shape_of(inputs.words, 0), length, int(config["hidden_size"])),
         rows=builder.shape(builder.shape_of(inputs.words, 0), length, heads, size),
         seen=builder.unsqueeze(builder.cast(inputs.mask, "bool"), 1, 2) if kinds else pair_mask(builder, inputs.mask),
         relative=_relative(builder, part, length) if kinds else None,
@@ -168,12 +174,14 @@ def _normalized(embeddings: Floats, part: Part, epsilon: float) -> Floats:
     return normed
 
 
-def _layer(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes) -> str:
-    """Add one layer to flat tokens (N, D)."""
+def _layer(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes, needed: str | None) -> str:
+    """Add one layer to flat tokens (N, D): to all of them, or to those at the positions ``needed`` (B, K)."""
     epsilon = float(part.config["layer_norm_eps"])
-    attended = part.linear(builder, _attention(builder, part, name, tokens, shapes), f"{name}.attention.output.dense")
+    asking = tokens if needed is None else pick_tokens(builder, tokens, shapes.by_row, needed, shapes.hidden)
+    attended = _attention(builder, part, name, asking, tokens, shapes, needed)
+    attended = part.linear(builder, attended, f"{name}.attention.output.dense")
     middle = part.layer_norm(
-        builder, builder.add("Add", attended, tokens), f"{name}.attention.output.LayerNorm", epsilon
+        builder, builder.add("Add", attended, asking), f"{name}.attention.output.LayerNorm", epsilon
     )
     inner = part.linear(builder, middle, f"{name}.intermediate.dense")
     inner = builder.activation(str(part.config["hidden_act"]), inner)
@@ -181,34 +189,70 @@ def _layer(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes
     return part.layer_norm(builder, builder.add("Add", output, middle), f"{name}.output.LayerNorm", epsilon)
 
 
-def _attention(builder: Builder, part: Part, name: str, tokens: str, shapes: _Shapes) -> str:
-    """Return the output of disentangled attention, flat (N, D)."""
+def _attention(
+    builder: Builder, part: Part, name: str, asking: str, tokens: str, shapes: _Shapes, needed: str | None
+) -> str:
+    """Return the output of disentangled attention of the tokens that ask, flat (M, D), over all tokens (N, D)."""
     own = f"{name}.attention.self"
+    asked = shapes.rows if needed is None else picked_shape(builder, needed, shapes.heads, shapes.size)
     query, key, value = (
-        builder.transpose(
-            builder.add("Reshape", part.linear(builder, tokens, f"{own}.{role}_proj"), shapes.rows), 0, 2, 1, 3
+        builder.transpose(builder.add("Reshape", part.linear(builder, source, f"{own}.{role}_proj"), rows), 0, 2, 1, 3)
+        for role, source, rows in (
+            ("query", asking, asked),
+            ("key", tokens, shapes.rows),
+            ("value", tokens, shapes.rows),
         )
-        for role in ("query", "key", "value")
-    )  # (B, H, L, d)
+    )  # (B, H, K, d) and (B, H, L, d)
     bias = shapes.seen
     if shapes.relative is not None:
-        found = _bias(builder, part, own, query, key, shapes, shapes.relative)
+        found = _bias(builder, part, own, query, key, shapes, shapes.relative, needed)
         bias = builder.add("Where", shapes.seen, found, builder.constant(_MASKED))
-    attended = builder.add("Attention", query, key, value, bias, scale=shapes.scale)  # (B, H, L, d)
+    elif needed is not None:
+        bias = builder.unsqueeze(pick(builder, builder.squeeze(bias, 1), needed), 1)
+    attended = builder.add("Attention", query, key, value, bias, scale=shapes.scale)  # (B, H, K, d)
     return builder.reshape(builder.transpose(attended, 0, 2, 1, 3), -1, shapes.heads * shapes.size)
 
 
-def _bias(builder: Builder, part: Part, own: str, query: str, key: str, shapes: _Shapes, relative: _Relative) -> str:
-    """Return what distances add to the scores (B, H, L, L)."""
+def _bias(
+    builder: Builder,
+    part: Part,
+    own: str,
+    query: str,
+    key: str,
+    shapes: _Shapes,
+    relative: _Relative,
+    needed: str | None,
+) -> str:
+    """Return what distances add to the scores (B, H, L, L), or to those of the queries at ``needed``: (B, H, K, L)."""
     found = []
     if "c2p" in shapes.kinds:
-        table = _table(builder, part, f"{own}.key", relative, shapes)
-        found.append(_moved(builder, query, builder.add("Gather", table, relative.falling, axis=1), relative))
+        table = builder.add("Gather", _table(builder, part, f"{own}.key", relative, shapes), relative.falling, axis=1)
+        if needed is None:
+            found.append(_moved(builder, query, table, relative))
+        else:
+            found.append(_gathered(builder, query, table, relative, needed))
     if "p2c" in shapes.kinds:
         table = _table(builder, part, f"{own}.query", relative, shapes)
         moved = _moved(builder, key, builder.add("Gather", table, relative.rising, axis=1), relative)
-        found.append(builder.transpose(moved, 0, 1, 3, 2))
+        if needed is None:
+            found.append(builder.transpose(moved, 0, 1, 3, 2))
+        else:
+            by_query = pick(builder, builder.transpose(moved, 0, 3, 1, 2), needed)  # (B, K, H, L)
+            found.append(builder.transpose(by_query, 0, 2, 1, 3))
     return found[0] if len(found) == 1 else builder.add("Add", *found)
+
+
+def _gathered(builder: Builder, query: str, table: str, relative: _Relative, needed: str) -> str:
+    """Multiply (B, H, K, d) by (H, 2L, d), and take from row i what belongs to its position: (B, H, K, L).
+
+    The distance of position q to j is in column L - 1 - q + j.
+    """
+    product = builder.add("FusedMatMul", query, table, domain=MICROSOFT, transB=1)  # (B, H, K, 2L)
+    last = builder.add("Sub", relative.length, builder.constant([1]))
+    begin = builder.unsqueeze(builder.add("Sub", last, needed), 1, 3)  # (B, 1, K, 1)
+    columns = builder.add("Add", begin, builder.range_to(relative.length))
+    shape = builder.add("Concat", builder.add("Shape", product, start=0, end=3), relative.length, axis=0)
+    return builder.add("GatherElements", product, builder.add("Expand", columns, shape), axis=3)
 
 
 def _table(builder: Builder, part: Part, role: str, relative: _Relative, shapes: _Shapes) -> str:

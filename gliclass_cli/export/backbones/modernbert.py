@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.export.backbones import Inputs, Part
+from gliclass_cli.export.backbones import Inputs, Part, pick, pick_tokens, picked_shape
 from gliclass_cli.export.backbones.bert import pair_mask
 from gliclass_cli.export.builder import Builder
 
@@ -35,27 +35,49 @@ def encode(builder: Builder, part: Part, inputs: Inputs, *, layers: int | None =
     masks = _masks(builder, inputs.mask, config)
     rotations = {kind: _rotation(builder, config, kind, inputs.mask) for kind in sorted(set(kinds))}
     for number in range(total if layers is None else layers):
-        kind = kinds[number]
-        tokens = _layer(builder, part, number, tokens, rows, masks[kind], rotations[kind])
-        last = number == total - 1
+        kind, last = kinds[number], number == total - 1
+        needed = inputs.needed if last else None
+        tokens = _layer(builder, part, number, tokens, rows, masks[kind], rotations[kind], needed)
         shown = part.layer_norm(builder, tokens, "final_norm", float(config["norm_eps"])) if last else tokens
-        states.append(builder.add("Reshape", shown, rows))
+        shape = rows if needed is None else picked_shape(builder, needed, hidden)
+        states.append(builder.add("Reshape", shown, shape))
     return states
 
 
 def _layer(
-    builder: Builder, part: Part, number: int, tokens: str, rows: str, mask: str, rotation: tuple[str, str, str]
+    builder: Builder,
+    part: Part,
+    number: int,
+    tokens: str,
+    rows: str,
+    mask: str,
+    rotation: tuple[str, str, str],
+    needed: str | None,
 ) -> str:
-    """Add one layer to flat tokens (N, D)."""
+    """Add one layer to flat tokens (N, D): to all of them, or to those at the positions ``needed`` (B, K)."""
     config, name = part.config, f"layers.{number}"
     heads, epsilon, hidden = int(config["num_attention_heads"]), float(config["norm_eps"]), int(config["hidden_size"])
     normed = part.layer_norm(builder, tokens, f"{name}.attn_norm", epsilon) if number else tokens
-    projected = part.linear(builder, normed, f"{name}.attn.Wqkv")
-    split = builder.add_many("Split", [projected, builder.constant([hidden] * 3)], 3, axis=1)
-    query, key, value = (builder.add("Reshape", item, rows) for item in split)
     cosine, sine, positions = rotation
+    asked, asking = rows, positions
+    if needed is None:
+        projected = part.linear(builder, normed, f"{name}.attn.Wqkv")
+        query, key, value = builder.add_many("Split", [projected, builder.constant([hidden] * 3)], 3, axis=1)
+    else:
+        asked, asking = picked_shape(builder, needed, hidden), needed
+        weight, bias = part[f"{name}.attn.Wqkv.weight"], part.get(f"{name}.attn.Wqkv.bias")
+        of_query, of_others = (None, None) if bias is None else (bias[:hidden], bias[hidden:])
+        query = builder.linear(pick_tokens(builder, normed, rows, needed, hidden), weight[:hidden], of_query)
+        projected = builder.linear(normed, weight[hidden:], of_others)
+        key, value = builder.add_many("Split", [projected, builder.constant([hidden] * 2)], 2, axis=1)
+        tokens = pick_tokens(builder, tokens, rows, needed, hidden)
+        mask = builder.unsqueeze(pick(builder, builder.squeeze(mask, 1), needed), 1)
+    query, key, value = (
+        builder.add("Reshape", item, shape) for item, shape in ((query, asked), (key, rows), (value, rows))
+    )
     query, key = (
-        builder.add("RotaryEmbedding", item, cosine, sine, positions, num_heads=heads) for item in (query, key)
+        builder.add("RotaryEmbedding", item, cosine, sine, places, num_heads=heads)
+        for item, places in ((query, asking), (key, positions))
     )
     attended = builder.add("Attention", query, key, value, mask, q_num_heads=heads, kv_num_heads=heads)
     attended = part.linear(builder, builder.reshape(attended, -1, hidden), f"{name}.attn.Wo")
