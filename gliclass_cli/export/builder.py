@@ -6,7 +6,8 @@ serves the whole batch. int8 quantises the input of a product row by row at run 
 bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI cannot saturate.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -31,13 +32,18 @@ _BLOCK: Final = 128  # rows that are rounded before the others hear of it
 _EMBEDDING_LEVELS: Final = 127
 _ZERO_POINT: Final = 128
 _LEAST_SCALE: Final = 1e-12
+_LAYER: Final = re.compile(r"\b(?:layer|layers|block)\.(\d+)\.")
 
 
 class Builder:
-    """Collects the nodes and constants of one graph. Methods return the name of the tensor that they add."""
+    """Collects the nodes and constants of one graph. Methods return the name of the tensor that they add.
 
-    def __init__(self, precision: Precision = "fp32") -> None:
+    ``exact_layers``: layers of the backbone that stay in float32 in an int8 graph, counted from 0.
+    """
+
+    def __init__(self, precision: Precision = "fp32", exact_layers: Collection[int] = ()) -> None:
         self.precision = precision
+        self._exact_layers = frozenset(exact_layers)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -155,6 +161,11 @@ class Builder:
         """Multiply the last axis of a tensor of any shape by a weight (O, D), in float32: for small heads."""
         product = self.add("MatMul", tensor, self.constant(np.ascontiguousarray(weight.T), self._name("weight")))
         return product if bias is None else self.add("Add", product, self.constant(bias, self._name("bias")))
+
+    def is_exact(self, name: str) -> bool:
+        """Tell whether the weight of this name belongs to a layer that stays in float32."""
+        layer = _LAYER.search(name)
+        return layer is not None and int(layer[1]) in self._exact_layers
 
     def embed(self, ids: str, table: Floats) -> str:
         """Look ids up in a table (V, D); int8 keeps a scale for each row."""

@@ -16,7 +16,7 @@ begin is found in the graph by token id. A bi-encoder with the scorer ``simple``
 ``logit_scale`` times the dot product of the two vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -58,16 +58,18 @@ def build_graphs(
     label_encoder: Mapping[str, Any] | None,
     *,
     precision: Precision = "fp32",
+    exact_layers: Collection[int] = (),
 ) -> ExportedGraphs:
     """Build the graphs of a checkpoint.
 
     ``weights`` are named as in checkpoints, less a leading ``model.``; ``encoder`` and ``label_encoder`` are the
-    complete configurations of the backbones. int8 quantises the matrix products and word embeddings of the backbones.
+    complete configurations of the backbones. int8 quantises the matrix products and word embeddings of the backbones,
+    except the products of ``exact_layers``.
 
     Raises:
         ModelUnusable: this checkpoint cannot be exported; PyTorch runs it.
     """
-    checkpoint = _Checkpoint(config, weights, encoder, label_encoder, precision)
+    checkpoint = _Checkpoint(config, weights, encoder, label_encoder, precision, exact_layers)
     if config.architecture == "uni-encoder":
         return ExportedGraphs({"text": checkpoint.uni_encoder()})
     if config.shared_encoder:
@@ -91,10 +93,11 @@ class _Checkpoint:
     encoder: Mapping[str, Any]
     label_encoder: Mapping[str, Any] | None
     precision: Precision
+    exact_layers: Collection[int]
 
     def uni_encoder(self) -> onnx.ModelProto:
         """Labels and text through one encoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder, uni=True)
         ids, mask = self._inputs(builder)
         backbone, part = self._backbone(self.encoder, "encoder_model.")
@@ -129,14 +132,14 @@ class _Checkpoint:
 
     def shared_encoder(self) -> onnx.ModelProto:
         """A text or a label through the encoder that both share, to one vector."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         ids, mask = self._inputs(builder)
         pooled = self._pooled(builder, self.encoder, "encoder_model.", ids, mask)
         return builder.model(self._head(builder).normalize(pooled), "embedding", ["batch", "hidden"])
 
     def bi_encoder_text(self) -> onnx.ModelProto:
         """A text through its encoder, to one vector."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         ids, mask = self._inputs(builder)
         pooled = self._pooled(builder, self.encoder, "encoder_model.", ids, mask)
         vectors = self._head(builder).finish("text_projector", pooled)
@@ -144,7 +147,7 @@ class _Checkpoint:
 
     def label_encoder_graph(self) -> onnx.ModelProto:
         """A label through its encoder, to one vector in the space of the texts."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
         pooled = self._pooled(builder, self.label_encoder or {}, "label_encoder.", ids, mask)
@@ -162,7 +165,7 @@ class _Checkpoint:
 
     def fused(self) -> onnx.ModelProto:
         """A text and label vectors, in the place of class tokens, through the text encoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
         given = builder.input("labels", ["batch", "labels", "hidden"], floats=True)
@@ -181,7 +184,7 @@ class _Checkpoint:
 
     def encoder_decoder(self) -> onnx.ModelProto:
         """One of text and labels through the encoder, the other through the decoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
         class_ids = builder.input("class_input_ids", ["batch", "class_length"])
@@ -212,6 +215,9 @@ class _Checkpoint:
 
     def _head(self, builder: Builder, *, uni: bool = False) -> heads.Head:
         return heads.Head(builder, self.config, self.weights, uni)
+
+    def _builder(self) -> Builder:
+        return Builder(self.precision, self.exact_layers)
 
     def _inputs(self, builder: Builder) -> tuple[str, str]:
         shape = ["batch", "length"]

@@ -43,7 +43,8 @@ class Part:
 
     def linear(self, builder: Builder, tokens: str, name: str) -> str:
         """Apply a linear layer, with its bias where it has one, to flat tokens."""
-        return builder.linear(tokens, self[f"{name}.weight"], self.get(f"{name}.bias"))
+        exact = builder.is_exact(self.prefix + name)
+        return builder.linear(tokens, self[f"{name}.weight"], self.get(f"{name}.bias"), exact=exact)
 
     def layer_norm(self, builder: Builder, tokens: str, name: str, epsilon: float) -> str:
         """Apply a layer norm, with its shift where it has one."""

@@ -66,9 +66,12 @@ def _layer(
     else:
         asked, asking = picked_shape(builder, needed, hidden), needed
         weight, bias = part[f"{name}.attn.Wqkv.weight"], part.get(f"{name}.attn.Wqkv.bias")
+        exact = builder.is_exact(f"{name}.attn")
         of_query, of_others = (None, None) if bias is None else (bias[:hidden], bias[hidden:])
-        query = builder.linear(pick_tokens(builder, normed, rows, needed, hidden), weight[:hidden], of_query)
-        projected = builder.linear(normed, weight[hidden:], of_others)
+        query = builder.linear(
+            pick_tokens(builder, normed, rows, needed, hidden), weight[:hidden], of_query, exact=exact
+        )
+        projected = builder.linear(normed, weight[hidden:], of_others, exact=exact)
         key, value = builder.add_many("Split", [projected, builder.constant([hidden] * 2)], 2, axis=1)
         tokens = pick_tokens(builder, tokens, rows, needed, hidden)
         mask = builder.unsqueeze(pick(builder, builder.squeeze(mask, 1), needed), 1)
