@@ -19,6 +19,7 @@ from gliclass_cli.backends import Arrays, Backend, Part
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.composer import Composer
 from gliclass_cli.decoding import Floats
+from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.loading import check_runtime, open_backend, open_folder
 from gliclass_cli.predictions import Choice
@@ -247,9 +248,12 @@ def _point(item: _Timed, rows: int) -> Point:
     )
 
 
-def measure_start(model: str, labels: LabelSet, *, repeats: int = 3) -> Start:
-    """Time ``gliclass tag`` in processes of its own, the median of some. Raises RuntimeError where it fails."""
+def measure_start(model: str, labels: LabelSet, runtime: Runtime, *, repeats: int = 3) -> Start:
+    """Time ``gliclass tag`` in processes of its own, the median of some. Raises ModelUnusable where it fails."""
     flags = [flag for name in labels.names[:5] for flag in ("-l", name)]
+    flags += ["--backend", runtime.backend, "--device", runtime.device, "--precision", runtime.precision]
+    flags += ["--offline"] if runtime.offline else []
+    flags += ["--adapter", runtime.adapter] if runtime.adapter else []
     command = [sys.executable, "-m", "gliclass_cli", "tag", "I was charged twice", *flags, "--model", model]
     found = []
     for _ in range(repeats + 1):
@@ -259,7 +263,7 @@ def measure_start(model: str, labels: LabelSet, *, repeats: int = 3) -> Start:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise RuntimeError(errors.decode("utf-8", "replace").strip())
+            raise ModelUnusable(errors.decode("utf-8", "replace").strip().removeprefix("gliclass: "))
         unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss: bytes there, kilobytes on Linux
         found.append(Start(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit))
     starts = found[1:]  # the first one fills the disk cache

@@ -12,6 +12,7 @@ from gliclass_cli.benchmark import Setting, builtin_sample, measure_start, open_
 from gliclass_cli.classifier import Classifier, Query
 from gliclass_cli.cli.app import app
 from gliclass_cli.composer import Composer
+from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.labels import make_labels
 from gliclass_cli.prompts import Reading
 from gliclass_cli.runtime import Runtime
@@ -112,5 +113,5 @@ def test_an_input_without_texts_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_start_that_fails_is_told() -> None:
-    with pytest.raises(RuntimeError, match="no model 'nowhere'"):
-        measure_start("nowhere", LABELS, repeats=1)
+    with pytest.raises(ModelUnusable, match="^no model 'nowhere'"):
+        measure_start("nowhere", LABELS, Runtime(), repeats=1)

@@ -28,6 +28,7 @@ EPILOG = """Examples:
   gliclass bench --model my-model --vary backend=onnx,torch --vary labels=5,77"""
 
 _LABELS = (1, 2, 4, 8, 16, 32, 64, 128)
+_USUAL_LABELS = 16  # of the built-in ones, where their number is not varied
 _WORDS = {"backend": ("onnx", "torch"), "precision": ("fp32", "fp16", "bf16", "int8")}
 _NUMBERS = ("threads", "batch_tokens", "labels")
 _INSTALL = "pip install 'gliclass-cli[eval]'"
@@ -80,6 +81,7 @@ def bench(options: BenchOptions) -> None:
 
     usual = sorted({count for count in _LABELS if count <= len(labels)} | {len(labels)})
     settings = settings_of({**({} if options.vary else {"labels": usual}), **varied})
+    given = options.label is not None or options.labels is not None
     most = max((setting.labels or 0 for setting in settings), default=0)
     if most > len(labels):
         raise UsageProblem(f"--vary labels={most}: there are {len(labels)} labels")
@@ -93,12 +95,12 @@ def bench(options: BenchOptions) -> None:
             options.model,
             settings,
             texts,
-            [_first(labels, setting.labels or len(labels)) for setting in settings],
+            [_first(labels, setting.labels or (len(labels) if given else _USUAL_LABELS)) for setting in settings],
             reading=options.reading(),
             runtime=options.runtime(),
             repeats=options.repeats,
         )
-        start = measure_start(options.model, labels)
+        start = measure_start(options.model, labels, options.runtime())
         values = {"texts": len(texts), "start": asdict(start), "points": [point.to_dict() for point in points]}
         if "json" in outputs:
             outputs["json"].write((json.dumps(values, indent=None if options.json == STDIN else 2) + "\n").encode())
