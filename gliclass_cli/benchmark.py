@@ -277,4 +277,5 @@ def measure_start(model: str, labels: LabelSet, runtime: Runtime, *, repeats: in
 def builtin_sample() -> tuple[list[str], LabelSet]:
     """Return texts of many kinds and lengths, and labels for them, that are part of the package."""
     lines = resources.files("gliclass_cli.export").joinpath("sample.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines], make_labels([label.strip() for label in _LABELS.split(",")])
+    texts = dict.fromkeys(json.loads(line)["text"] for line in lines)
+    return list(texts), make_labels([label.strip() for label in _LABELS.split(",")])
