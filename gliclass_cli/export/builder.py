@@ -7,7 +7,7 @@ bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,10 +20,12 @@ from gliclass_cli.errors import ModelUnusable
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]
 Precision = Literal["fp32", "int8"]
+Kind = Literal["float", "int", "bool"]
 
 MICROSOFT: Final = "com.microsoft"
 OPSET: Final = 23
 _IR: Final = 11  # the first one that knows opset 23
+_KINDS: Final = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}
 _WEIGHT_LEVELS: Final = 64
 # Share of the mean variance that is added to each channel before a covariance is inverted, so that it can be.
 _DAMPING: Final = 0.01
@@ -83,6 +85,18 @@ class Builder:
         self._nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))
         return names
 
+    def either(
+        self, condition: str, then: Callable[[], str], otherwise: Callable[[], str], *, kind: Kind = "float"
+    ) -> str:
+        """Compute one of two tensors of a kind, as a bool decides at run time; both see what was added before."""
+        branches, nodes = {}, self._nodes
+        for name, compute in (("then_branch", then), ("else_branch", otherwise)):
+            self._nodes = []
+            result = helper.make_tensor_value_info(compute(), _KINDS[kind], None)
+            branches[name] = helper.make_graph(self._nodes, name, [], [result])
+        self._nodes = nodes
+        return self.add("If", condition, **branches)
+
     def model(self, output: str, name: str, shape: Sequence[str | int], *, title: str = "gliclass") -> onnx.ModelProto:
         """Return the finished model, whose only output is the tensor ``output`` under ``name``."""
         if output != name:
@@ -130,10 +144,9 @@ class Builder:
         ends = [part if isinstance(part, str) else self.constant([part]) for part in (start, end)]
         return self.add("Slice", tensor, *ends, self.constant([axis]))
 
-    def cast(self, tensor: str, kind: Literal["float", "int", "bool"]) -> str:
+    def cast(self, tensor: str, kind: Kind) -> str:
         """Return a tensor as float32, int64 or bool."""
-        kinds = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}
-        return self.add("Cast", tensor, to=kinds[kind])
+        return self.add("Cast", tensor, to=_KINDS[kind])
 
     def range_to(self, size: str) -> str:
         """Return 0, 1, 2 ... up to a vector of one."""
