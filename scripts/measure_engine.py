@@ -3,8 +3,8 @@
     python scripts/measure_engine.py [--length 32] [--tokens 256]
 
 One thread. Peak: `MatMulIntegerToFloat`, the product that the model is made of, on 256 x 384 times 384 x 1536, alone in
-a graph. The model: batches of `--tokens` tokens in texts of `--length`; its operations are those of its matrix products,
-as they stand in the graph. Medians of thread time. Then each kind of operator's share, by ONNX Runtime's own profile.
+a graph. The model: a batch of `--tokens` tokens in texts of `--length`; its operations are those of its matrix products,
+as they stand in the graph. Medians of thread time. Then the share of each kind of operator, by ONNX Runtime's profile.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def _products(graph: onnx.GraphProto, batch: int, length: int) -> list[int]:
     ]
     hidden = min(side for shape in weights for side in shape)
     layers = sum(node.op_type == "Attention" for node in graph.node)
-    tokens = [batch * length] * len(weights)
-    # Of the last layer only keys and values are those of all tokens.
-    tokens[-3:] = [batch] * 3
-    return [n * shape[0] * shape[1] for n, shape in zip(tokens, weights, strict=True)] + [
-        2 * batch * length * length * hidden
-    ] * layers
+    # Of the last layer (query, key, value, output, feed-forward twice) only keys and values are those of all tokens.
+    tokens = [batch * length] * (len(weights) - 6) + [batch, batch * length, batch * length, batch, batch, batch]
+    products = [n * shape[0] * shape[1] for n, shape in zip(tokens, weights, strict=True)]
+    asking = [batch * length] * (layers - 1) + [batch]
+    return products + [2 * n * length * hidden for n in asking]
 
 
 def _session(model: str | bytes, profile: str | None = None) -> Any:
