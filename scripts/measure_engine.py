@@ -3,7 +3,7 @@
     python scripts/measure_engine.py [--length 32] [--tokens 256]
 
 One thread. Peak: `MatMulIntegerToFloat`, the product that the model is made of, on 256 x 384 times 384 x 1536, alone in
-a graph. The model: a batch of `--tokens` tokens in texts of `--length`; its operations are those of its matrix products,
+a graph. The model: a batch of `--tokens` tokens in texts of `--length`; its operations are those of matrix products,
 as they stand in the graph. Medians of thread time. Then the share of each kind of operator, by ONNX Runtime's profile.
 """
 
