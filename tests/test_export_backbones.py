@@ -134,6 +134,22 @@ def test_every_state_is_that_of_transformers(name: str) -> None:
     assert inner == pytest.approx(run(graph, *batch(7))[:2], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, (kind, _) in ENCODERS.items() if kind is deberta])
+def test_blocks_of_long_texts_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, config = ENCODERS[name]
+    part = part_of(seeded(transformers.AutoModel.from_config(config)))
+    inputs = batch(*LENGTHS)
+    plain = encoder_graph(kind, part)
+    monkeypatch.setattr(deberta, "_LONG", 5)
+    monkeypatch.setattr(deberta, "_BLOCK", 16)
+    graph = encoder_graph(kind, part)
+    whole = run(plain, *inputs)
+    size = max(1.0, float(np.abs(whole).max()))
+    assert run(graph, *inputs) == pytest.approx(whole, abs=2e-5 * size)
+    for length in (5, 6, 16, 17, 64):
+        assert run(graph, *batch(length)) == pytest.approx(run(plain, *batch(length)), abs=2e-5 * size)
+
+
 @pytest.mark.parametrize("name", [name for name, (kind, _) in ENCODERS.items() if kind is not t5])
 def test_the_last_layer_of_needed_tokens_is_that_of_all(name: str) -> None:
     kind, config = ENCODERS[name]
