@@ -110,8 +110,12 @@ class Setting:
 
     def runtime(self, usual: Runtime) -> Runtime:
         """Return what computes the model."""
-        named = {"backend": self.backend, "precision": self.precision, "threads": self.threads}
-        return replace(usual, **{name: value for name, value in named.items() if value is not None})
+        return replace(
+            usual,
+            backend=self.backend or usual.backend,
+            precision=self.precision or usual.precision,
+            threads=self.threads or usual.threads,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,11 @@ def bench(options: BenchOptions) -> None:
             repeats=options.repeats,
         )
         start = measure_start(options.model, labels, options.runtime())
-        values = {"texts": len(texts), "start": asdict(start), "points": [point.to_dict() for point in points]}
+        values: dict[str, Any] = {
+            "texts": len(texts),
+            "start": asdict(start),
+            "points": [point.to_dict() for point in points],
+        }
         if "json" in outputs:
             outputs["json"].write((json.dumps(values, indent=None if options.json == STDIN else 2) + "\n").encode())
         if "plot" in outputs and options.plot is not None:

@@ -166,7 +166,8 @@ def _write_int8(
         return _compare_int8(expected, _all_logits(exported, open_backend(exported), samples))
 
     exported = written(())
-    report, layers, ranked = compared(exported), (), None
+    report, ranked = compared(exported), None
+    layers: tuple[int, ...] = ()
     while not _is_good(report):
         if ranked is None:
             ranked = _most_harmed(samples, expected, written, _layer_count(folder, model))
