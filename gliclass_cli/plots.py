@@ -124,3 +124,25 @@ def plot_training(lines: Sequence[Mapping[str, Any]]) -> bytes:
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
     return data.getvalue()
+
+
+def plot_speed(points: Sequence[Mapping[str, Any]], name: str) -> bytes:
+    """Return what ``gliclass bench`` measured as a PNG or an SVG, by the ending of ``name``."""
+    kind = PurePath(name).suffix.lower().lstrip(".")
+    varied = [key for key in points[0] if key in ("backend", "precision", "threads", "batch_tokens", "labels")]
+    names = [", ".join(f"{key.replace('_', ' ')} {point[key]}" for key in varied) or "as it is" for point in points]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11, max(3.0, 0.35 * len(points) + 1.5)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        places = np.arange(len(points))
+        left.barh(places, [point["rows_per_second"] for point in points], color="tab:blue")
+        left.set(title="Throughput", xlabel="rows per second", yticks=places, yticklabels=names)
+        right.barh(places, [point["p95"] for point in points], color="lightgray", label="p95")
+        right.barh(places, [point["p50"] for point in points], color="tab:blue", height=0.5, label="p50")
+        right.set(title="One text alone", xlabel="milliseconds")
+        right.legend(loc="best")
+        left.invert_yaxis()
+        data = io.BytesIO()
+        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(data, format=kind, dpi=120, metadata=metadata)
+    return data.getvalue()

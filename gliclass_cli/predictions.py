@@ -24,7 +24,7 @@ class Calibration:
 
     def temperature_of(self, labels: int) -> float:
         """Return the softmax temperature of so many labels."""
-        return self.single_temperature / labels**self.label_exponent
+        return self.single_temperature / float(labels**self.label_exponent)
 
 
 @dataclass(frozen=True, slots=True)

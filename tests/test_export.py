@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import oracle
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from gliclass_cli.backends.onnx import OnnxBackend
@@ -21,7 +23,7 @@ from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import ModelUnusable, UsageProblem
 from gliclass_cli.export import convert
 from gliclass_cli.export.builder import Builder, Precision
-from gliclass_cli.export.convert import ParityReport, Sample, builtin_sample, export_model, read_sample
+from gliclass_cli.export.convert import ParityReport, Sample, builtin_sample, export_model, read_sample, report_lines
 from gliclass_cli.labels import make_labels, parse_labels
 from gliclass_cli.loading import open_backend
 from gliclass_cli.model_folder import ModelFolder, file_digest, read_model_folder
@@ -113,6 +115,26 @@ def test_int8_reports_how_often_it_decides_alike(checkpoint: ModelFolder, tmp_pa
     folder = read_model_folder(tmp_path / "out")
     assert folder.onnx and folder.onnx.precision == "int8"
     assert Classifier.load(tmp_path / "out").self_check() < 1e-3
+
+
+def test_int8_leaves_the_layer_in_float32_that_it_harms_most(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint.path, broken)
+    weights = load_file(broken / "model.safetensors")
+    # The same function, but for a residual: one channel is small, its weights are so large that no others are left.
+    [layer] = [name.partition("intermediate")[0] for name in weights if "layer.1.intermediate.dense.weight" in name]
+    weights[f"{layer}intermediate.dense.weight"][:, 0] *= 3_000
+    for name in ("weight", "bias"):
+        weights[f"{layer}attention.output.LayerNorm.{name}"][0] /= 3_000
+    save_file(weights, broken / "model.safetensors")
+    samples = builtin_sample()[:40]
+    report = export_model(read_model_folder(broken), tmp_path / "out", samples, precision="int8")
+    assert report.exact_layers == (1,)
+    assert "stay in fp32" in report_lines(report)[-2]
+    graph = onnx.load(tmp_path / "out" / "text.onnx").graph
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in graph.node) == 6  # those of the other layer
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert config["onnx"]["parity"]["exact_layers"] == [1]
 
 
 def test_int8_that_decides_otherwise_is_not_kept(

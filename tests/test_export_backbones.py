@@ -134,6 +134,36 @@ def test_every_state_is_that_of_transformers(name: str) -> None:
     assert inner == pytest.approx(run(graph, *batch(7))[:2], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, (kind, _) in ENCODERS.items() if kind is deberta])
+def test_blocks_of_long_texts_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, config = ENCODERS[name]
+    part = part_of(seeded(transformers.AutoModel.from_config(config)))
+    inputs = batch(*LENGTHS)
+    plain = encoder_graph(kind, part)
+    monkeypatch.setattr(deberta, "_LONG", 5)
+    monkeypatch.setattr(deberta, "_BLOCK", 16)
+    graph = encoder_graph(kind, part)
+    whole = run(plain, *inputs)
+    size = max(1.0, float(np.abs(whole).max()))
+    assert run(graph, *inputs) == pytest.approx(whole, abs=2e-5 * size)
+    for length in (5, 6, 16, 17, 64):
+        assert run(graph, *batch(length)) == pytest.approx(run(plain, *batch(length)), abs=2e-5 * size)
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in ENCODERS.items() if kind is not t5])
+def test_the_last_layer_of_needed_tokens_is_that_of_all(name: str) -> None:
+    kind, config = ENCODERS[name]
+    part = part_of(seeded(transformers.AutoModel.from_config(config)))
+    builder = Builder()
+    ids, mask, needed = (builder.input(name, ["batch", name]) for name in ("input_ids", "attention_mask", "needed"))
+    few = session(builder, kind.encode(builder, part, Inputs(kind.words(builder, part, ids), mask, needed))[-1])
+    texts, real = batch(3, 70, 33)
+    places = np.array([[2, 0, 2, 1], [69, 3, 40, 0], [1, 32, 31, 7]])
+    found = few.run(None, {"input_ids": texts, "attention_mask": real, "needed": places})[0]
+    everything = run(encoder_graph(kind, part), texts, real)[-1]
+    assert found == pytest.approx(np.take_along_axis(everything, places[:, :, None], axis=1), abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bert", "deberta-v3", "modernbert", "t5-gated"])
 def test_int8_is_near_and_does_not_depend_on_company(name: str) -> None:
     kind, config = ENCODERS[name]

@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from gliclass_cli.cli.bench import EPILOG as BENCH_EPILOG
+from gliclass_cli.cli.bench import BenchOptions, bench
 from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
 from gliclass_cli.cli.classify import ClassifyOptions, classify
 from gliclass_cli.cli.completions import CompletionsOptions, completions_of
@@ -79,6 +81,7 @@ command(app, TagOptions, "tag", epilog=TAG_EPILOG)(tag)
 command(app, EvalOptions, "eval", epilog=EVAL_EPILOG)(evaluate)
 command(app, TrainOptions, "train", epilog=TRAIN_EPILOG)(train)
 command(app, ExportOptions, "export", epilog=EXPORT_EPILOG)(export)
+command(app, BenchOptions, "bench", epilog=BENCH_EPILOG)(bench)
 app.add_typer(models, name="models")
 command(app, DoctorOptions, "doctor")(doctor)
 command(app, CompletionsOptions, "completions")(completions_of(app))

@@ -30,7 +30,7 @@ def _sections(report: "Report", values: Mapping[str, Any], tuned: "Tuned | None"
     yield _headline(report, values), [f"{name:16} {value:.4f}" for name, value in report.metrics.items()]
     yield (
         "Labels",
-        _table(
+        table(
             ("label", "precision", "recall", "F1", "rows", "predicted"),
             [
                 (
@@ -47,14 +47,14 @@ def _sections(report: "Report", values: Mapping[str, Any], tuned: "Tuned | None"
     )
     if confusions := report.confusions():
         hidden = len(confusions) - _MOST_CONFUSIONS
-        lines = _table(("right", "predicted", "rows"), confusions[:_MOST_CONFUSIONS], texts=2)
+        lines = table(("right", "predicted", "rows"), confusions[:_MOST_CONFUSIONS], texts=2)
         yield "Most frequent mistakes", lines + ([f"... and {hidden:,} more pairs"] if hidden > 0 else [])
     if report.reliability:
         of = "of all label scores" if report.mode == "multi" else "of the best label's score"
         rows = [
             (f"{b.low:.3f} - {b.high:.3f}", b.count, _number(b.score), _number(b.accuracy)) for b in report.reliability
         ]
-        yield f"Reliability {of}", _table(("score", "answers", "mean score", "accuracy"), rows)
+        yield f"Reliability {of}", table(("score", "answers", "mean score", "accuracy"), rows)
     if tuned is not None:
         yield "Tuning, measured on rows held out (5-fold cross-validation)", _tuning(tuned)
     if report.notes:
@@ -83,14 +83,14 @@ def _tuning(tuned: "Tuned") -> list[str]:
         (name, _number(before), _number(tuned.after[name]), f"{tuned.after[name] - before:+.4f}")
         for name, before in tuned.before.items()
     ]
-    return lines + _table(("metric", "before", "after", "change"), rows)
+    return lines + table(("metric", "before", "after", "change"), rows)
 
 
 def _number(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _table(head: tuple[str, ...], rows: list[Any], texts: int = 1) -> list[str]:
+def table(head: tuple[str, ...], rows: list[Any], texts: int = 1) -> list[str]:
     """Lay out rows under a head; the first ``texts`` columns are texts, the others numbers."""
     cells = [head, *[tuple(_cell(value) for value in row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]

@@ -6,7 +6,8 @@ serves the whole batch. int8 quantises the input of a product row by row at run 
 bit less than int8 holds, so that the 16-bit sums of AVX2 machines without VNNI cannot saturate.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,10 +20,12 @@ from gliclass_cli.errors import ModelUnusable
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]
 Precision = Literal["fp32", "int8"]
+Kind = Literal["float", "int", "bool"]
 
 MICROSOFT: Final = "com.microsoft"
 OPSET: Final = 23
 _IR: Final = 11  # the first one that knows opset 23
+_KINDS: Final = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}
 _WEIGHT_LEVELS: Final = 64
 # Share of the mean variance that is added to each channel before a covariance is inverted, so that it can be.
 _DAMPING: Final = 0.01
@@ -31,13 +34,18 @@ _BLOCK: Final = 128  # rows that are rounded before the others hear of it
 _EMBEDDING_LEVELS: Final = 127
 _ZERO_POINT: Final = 128
 _LEAST_SCALE: Final = 1e-12
+_LAYER: Final = re.compile(r"\b(?:layer|layers|block)\.(\d+)\.")
 
 
 class Builder:
-    """Collects the nodes and constants of one graph. Methods return the name of the tensor that they add."""
+    """Collects the nodes and constants of one graph. Methods return the name of the tensor that they add.
 
-    def __init__(self, precision: Precision = "fp32") -> None:
+    ``exact_layers``: layers of the backbone that stay in float32 in an int8 graph, counted from 0.
+    """
+
+    def __init__(self, precision: Precision = "fp32", exact_layers: Collection[int] = ()) -> None:
         self.precision = precision
+        self._exact_layers = frozenset(exact_layers)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -76,6 +84,18 @@ class Builder:
         names = [self._name(operator) for _ in range(outputs)]
         self._nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))
         return names
+
+    def either(
+        self, condition: str, then: Callable[[], str], otherwise: Callable[[], str], *, kind: Kind = "float"
+    ) -> str:
+        """Compute one of two tensors of a kind, as a bool decides at run time; both see what was added before."""
+        branches, nodes = {}, self._nodes
+        for name, compute in (("then_branch", then), ("else_branch", otherwise)):
+            self._nodes = []
+            result = helper.make_tensor_value_info(compute(), _KINDS[kind], None)
+            branches[name] = helper.make_graph(self._nodes, name, [], [result])
+        self._nodes = nodes
+        return self.add("If", condition, **branches)
 
     def model(self, output: str, name: str, shape: Sequence[str | int], *, title: str = "gliclass") -> onnx.ModelProto:
         """Return the finished model, whose only output is the tensor ``output`` under ``name``."""
@@ -124,10 +144,9 @@ class Builder:
         ends = [part if isinstance(part, str) else self.constant([part]) for part in (start, end)]
         return self.add("Slice", tensor, *ends, self.constant([axis]))
 
-    def cast(self, tensor: str, kind: Literal["float", "int", "bool"]) -> str:
+    def cast(self, tensor: str, kind: Kind) -> str:
         """Return a tensor as float32, int64 or bool."""
-        kinds = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "bool": TensorProto.BOOL}
-        return self.add("Cast", tensor, to=kinds[kind])
+        return self.add("Cast", tensor, to=_KINDS[kind])
 
     def range_to(self, size: str) -> str:
         """Return 0, 1, 2 ... up to a vector of one."""
@@ -155,6 +174,11 @@ class Builder:
         """Multiply the last axis of a tensor of any shape by a weight (O, D), in float32: for small heads."""
         product = self.add("MatMul", tensor, self.constant(np.ascontiguousarray(weight.T), self._name("weight")))
         return product if bias is None else self.add("Add", product, self.constant(bias, self._name("bias")))
+
+    def is_exact(self, name: str) -> bool:
+        """Tell whether the weight of this name belongs to a layer that stays in float32."""
+        layer = _LAYER.search(name)
+        return layer is not None and int(layer[1]) in self._exact_layers
 
     def embed(self, ids: str, table: Floats) -> str:
         """Look ids up in a table (V, D); int8 keeps a scale for each row."""

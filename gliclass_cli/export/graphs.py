@@ -16,7 +16,7 @@ begin is found in the graph by token id. A bi-encoder with the scorer ``simple``
 ``logit_scale`` times the dot product of the two vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -39,6 +39,9 @@ _BACKBONES: Mapping[str, ModuleType] = {
     "umt5": t5,
 }
 SUPPORTED_BACKBONES = tuple(_BACKBONES)
+# Backbones whose last layer can compute chosen tokens only, and poolings that read one.
+_SPARSE = (bert, deberta, modernbert)
+_ONE_TOKEN = ("first", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +58,18 @@ def build_graphs(
     label_encoder: Mapping[str, Any] | None,
     *,
     precision: Precision = "fp32",
+    exact_layers: Collection[int] = (),
 ) -> ExportedGraphs:
     """Build the graphs of a checkpoint.
 
     ``weights`` are named as in checkpoints, less a leading ``model.``; ``encoder`` and ``label_encoder`` are the
-    complete configurations of the backbones. int8 quantises the matrix products and word embeddings of the backbones.
+    complete configurations of the backbones. int8 quantises the matrix products and word embeddings of the backbones,
+    except the products of ``exact_layers``.
 
     Raises:
         ModelUnusable: this checkpoint cannot be exported; PyTorch runs it.
     """
-    checkpoint = _Checkpoint(config, weights, encoder, label_encoder, precision)
+    checkpoint = _Checkpoint(config, weights, encoder, label_encoder, precision, exact_layers)
     if config.architecture == "uni-encoder":
         return ExportedGraphs({"text": checkpoint.uni_encoder()})
     if config.shared_encoder:
@@ -88,10 +93,11 @@ class _Checkpoint:
     encoder: Mapping[str, Any]
     label_encoder: Mapping[str, Any] | None
     precision: Precision
+    exact_layers: Collection[int]
 
     def uni_encoder(self) -> onnx.ModelProto:
         """Labels and text through one encoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder, uni=True)
         ids, mask = self._inputs(builder)
         backbone, part = self._backbone(self.encoder, "encoder_model.")
@@ -101,42 +107,50 @@ class _Checkpoint:
             segments = self._segments(builder, ids, real)
             table = builder.constant(self.weights["segment_embeddings.weight"])
             words = builder.add("Add", words, builder.add("Gather", table, segments))
-        tokens = self._states(builder, backbone, part, Inputs(words, mask), real)
         labels = heads.find_labels(builder, config, ids, real)
-        found = heads.label_states(builder, config, tokens, ids, real, labels)
+        section = real
         if config.extract_text_features:
-            real = heads.section_mask(builder, config.text_token_index, ids, real)
-        if config.use_lstm:
-            if config.extract_text_features:
-                tokens, real = heads.move_to_front(builder, tokens, real)
-            tokens = head.lstm(tokens, real)
-        text = head.finish("text_projector", heads.pool(builder, config.pooling, tokens, real))
-        logits = head.score(text, head.finish("classes_projector", found), labels.taken, real)
+            section = heads.section_mask(builder, config.text_token_index, ids, real)
+        if self._reads_few_tokens():
+            first = heads.pooled_position(builder, config.pooling, section)
+            places, there = heads.label_positions(builder, config, real, labels)
+            needed = builder.add("Concat", first, places, axis=1)  # (B, 1 + C)
+            states = backbone.encode(builder, part, Inputs(words, mask, needed))[-1]
+            pooled = builder.squeeze(builder.slice(states, 0, 1, 1), 1)
+            found = builder.add("Mul", builder.slice(states, 1, builder.shape_of(needed, 1), 1), there)
+        else:
+            tokens = self._states(builder, backbone, part, Inputs(words, mask), real)
+            found = heads.label_states(builder, config, tokens, ids, real, labels)
+            if config.use_lstm:
+                if config.extract_text_features:
+                    tokens, section = heads.move_to_front(builder, tokens, section)
+                tokens = head.lstm(tokens, section)
+            pooled = heads.pool(builder, config.pooling, tokens, section)
+        text = head.finish("text_projector", pooled)
+        logits = head.score(text, head.finish("classes_projector", found), labels.taken, section)
         return self._logits(builder, head, logits, scaled=config.normalize_features)
 
     def shared_encoder(self) -> onnx.ModelProto:
         """A text or a label through the encoder that both share, to one vector."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         ids, mask = self._inputs(builder)
-        tokens = self._encoded(builder, self.encoder, "encoder_model.", ids, mask)
-        pooled = heads.pool(builder, self.config.pooling, tokens, builder.cast(mask, "float"))
+        pooled = self._pooled(builder, self.encoder, "encoder_model.", ids, mask)
         return builder.model(self._head(builder).normalize(pooled), "embedding", ["batch", "hidden"])
 
     def bi_encoder_text(self) -> onnx.ModelProto:
         """A text through its encoder, to one vector."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         ids, mask = self._inputs(builder)
-        tokens = self._encoded(builder, self.encoder, "encoder_model.", ids, mask)
-        vectors = self._text_vectors(builder, tokens, builder.cast(mask, "float"))
+        pooled = self._pooled(builder, self.encoder, "encoder_model.", ids, mask)
+        vectors = self._head(builder).finish("text_projector", pooled)
         return builder.model(vectors, "embedding", ["batch", "hidden"])
 
     def label_encoder_graph(self) -> onnx.ModelProto:
         """A label through its encoder, to one vector in the space of the texts."""
-        builder = Builder(self.precision)
+        builder = self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
-        tokens = self._encoded(builder, self.label_encoder or {}, "label_encoder.", ids, mask)
-        pooled = heads.pool(builder, self.config.pooling, tokens, builder.cast(mask, "float"))
+        pooled = self._pooled(builder, self.label_encoder or {}, "label_encoder.", ids, mask)
         vectors = head.finish("classes_projector", head.project("biencoder_projector", pooled))
         return builder.model(vectors, "embedding", ["batch", "hidden"])
 
@@ -151,7 +165,7 @@ class _Checkpoint:
 
     def fused(self) -> onnx.ModelProto:
         """A text and label vectors, in the place of class tokens, through the text encoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
         given = builder.input("labels", ["batch", "labels", "hidden"], floats=True)
@@ -165,12 +179,12 @@ class _Checkpoint:
         words = builder.add("Where", is_class, vectors, backbone.words(builder, part, ids))
         tokens = backbone.encode(builder, part, Inputs(words, mask))[-1]
         found = builder.add("MatMul", labels.select, tokens)
-        text = self._text_vectors(builder, tokens, real)
+        text = head.finish("text_projector", heads.pool(builder, config.pooling, tokens, real))
         return self._logits(builder, head, head.score(text, found, labels.taken), scaled=True)
 
     def encoder_decoder(self) -> onnx.ModelProto:
         """One of text and labels through the encoder, the other through the decoder."""
-        config, builder = self.config, Builder(self.precision)
+        config, builder = self.config, self._builder()
         head = self._head(builder)
         ids, mask = self._inputs(builder)
         class_ids = builder.input("class_input_ids", ["batch", "class_length"])
@@ -202,6 +216,9 @@ class _Checkpoint:
     def _head(self, builder: Builder, *, uni: bool = False) -> heads.Head:
         return heads.Head(builder, self.config, self.weights, uni)
 
+    def _builder(self) -> Builder:
+        return Builder(self.precision, self.exact_layers)
+
     def _inputs(self, builder: Builder) -> tuple[str, str]:
         shape = ["batch", "length"]
         return builder.input("input_ids", shape), builder.input("attention_mask", shape)
@@ -221,11 +238,25 @@ class _Checkpoint:
     def _backbone(self, encoder: Mapping[str, Any], prefix: str) -> tuple[ModuleType, Part]:
         return self._kind(encoder), Part(self.weights, prefix, encoder)
 
-    def _encoded(self, builder: Builder, encoder: Mapping[str, Any], prefix: str, ids: str, mask: str) -> str:
-        """Return the last states (B, L, D) of an encoder."""
+    def _pooled(self, builder: Builder, encoder: Mapping[str, Any], prefix: str, ids: str, mask: str) -> str:
+        """Return the pooled last states (B, D) of an encoder; of pooling that reads one token, only that one's."""
         backbone, part = self._backbone(encoder, prefix)
-        states: list[str] = backbone.encode(builder, part, Inputs(backbone.words(builder, part, ids), mask))
-        return states[-1]
+        words, real = backbone.words(builder, part, ids), builder.cast(mask, "float")
+        if self.config.pooling in _ONE_TOKEN and backbone in _SPARSE:
+            place = heads.pooled_position(builder, self.config.pooling, real)
+            return builder.squeeze(backbone.encode(builder, part, Inputs(words, mask, place))[-1], 1)
+        return heads.pool(builder, self.config.pooling, backbone.encode(builder, part, Inputs(words, mask))[-1], real)
+
+    def _reads_few_tokens(self) -> bool:
+        """Tell whether a uni-encoder's heads read but the labels' tokens and one of the text, after the last layer."""
+        config = self.config
+        return (
+            self._kind(self.encoder) in _SPARSE
+            and config.encoder_layer_id == -1
+            and not (config.squeeze_layers or config.use_lstm)
+            and config.pooling in _ONE_TOKEN
+            and config.class_token_pooling != "average"
+        )
 
     def _states(self, builder: Builder, backbone: ModuleType, part: Part, inputs: Inputs, real: str) -> str:
         """Return the states (B, L, D) that the heads read: of the last layer, of another one, or of all weighed."""
@@ -239,10 +270,6 @@ class _Checkpoint:
         number = layer if layer >= 0 else total + 1 + layer
         inner: list[str] = backbone.encode(builder, part, inputs, layers=number)
         return inner[number]
-
-    def _text_vectors(self, builder: Builder, tokens: str, real: str) -> str:
-        pooled = heads.pool(builder, self.config.pooling, tokens, real)
-        return self._head(builder).finish("text_projector", pooled)
 
     def _segments(self, builder: Builder, ids: str, real: str) -> str:
         """Return segment ids (B, L): 0 labels, 1 from the text's token on, 2 from the first example on."""

@@ -44,18 +44,28 @@ def find_labels(builder: Builder, config: CheckpointConfig, ids: str, mask: str)
     return Labels(found, number, builder.add("Mul", same, builder.unsqueeze(found, 1)), taken)
 
 
+def label_positions(builder: Builder, config: CheckpointConfig, mask: str, labels: Labels) -> tuple[str, str]:
+    """Return the position (B, C) of the token whose state a label's is, and 1 (B, C, 1) where there is one."""
+    select = _select(builder, config, mask, labels)
+    return builder.add("ArgMax", select, axis=2, keepdims=0), builder.reduce("ReduceMax", select, 2)
+
+
 def label_states(builder: Builder, config: CheckpointConfig, tokens: str, ids: str, mask: str, labels: Labels) -> str:
     """Return the state of each label (B, C, D): at its class token, after it, or the mean of its span."""
     if config.class_token_pooling == "average":
         return _average_spans(builder, config, tokens, ids, mask, labels)
-    select = labels.select
-    if not config.embed_class_token:  # the token after it, if it is real
-        shape = builder.add("Shape", select)
-        first = builder.slice(shape, 0, 2, 0)
-        column = builder.add("ConstantOfShape", builder.add("Concat", first, builder.constant([1]), axis=0))
-        moved = builder.add("Concat", column, builder.slice(select, 0, -1, 2), axis=2)
-        select = builder.add("Mul", moved, builder.unsqueeze(mask, 1))
-    return builder.add("MatMul", select, tokens)
+    return builder.add("MatMul", _select(builder, config, mask, labels), tokens)
+
+
+def _select(builder: Builder, config: CheckpointConfig, mask: str, labels: Labels) -> str:
+    """Return 1 (B, C, L) at each label's class token, or at the token after it, if it is real."""
+    if config.embed_class_token:
+        return labels.select
+    shape = builder.add("Shape", labels.select)
+    first = builder.slice(shape, 0, 2, 0)
+    column = builder.add("ConstantOfShape", builder.add("Concat", first, builder.constant([1]), axis=0))
+    moved = builder.add("Concat", column, builder.slice(labels.select, 0, -1, 2), axis=2)
+    return builder.add("Mul", moved, builder.unsqueeze(mask, 1))
 
 
 def _average_spans(builder: Builder, config: CheckpointConfig, tokens: str, ids: str, mask: str, labels: Labels) -> str:
@@ -131,8 +141,12 @@ def pool(builder: Builder, pooling: str, tokens: str, mask: str) -> str:
 
 def _pool_one(builder: Builder, pooling: str, tokens: str, mask: str) -> str:
     """Return the state of the first or the last real token of each row (B, D)."""
-    index = builder.add("ArgMax", mask, axis=1, keepdims=1, select_last_index=int(pooling == "last"))
-    return builder.squeeze(take(builder, tokens, index), 1)
+    return builder.squeeze(take(builder, tokens, pooled_position(builder, pooling, mask)), 1)
+
+
+def pooled_position(builder: Builder, pooling: str, mask: str) -> str:
+    """Return the position (B, 1) of the first or the last real token of each row."""
+    return builder.add("ArgMax", mask, axis=1, keepdims=1, select_last_index=int(pooling == "last"))
 
 
 @dataclass(frozen=True, slots=True)
