@@ -189,11 +189,11 @@ def bench(
     reading: Reading,
     runtime: Runtime,
     repeats: int,
-    listener: Callable[[int], None] = lambda done: None,
+    listener: Callable[[], object] = lambda: None,
 ) -> list[Point]:
     """Measure settings side by side: each repeat runs all of them, so that a busy minute harms all alike.
 
-    ``labels`` has the label set of each setting. ``listener`` hears after each run how many there were.
+    ``labels`` has the label set of each setting. ``listener`` hears of each run that is done.
 
     Raises:
         ModelUnusable: there is no such model, or it cannot be run so.
@@ -208,10 +208,9 @@ def bench(
     for item in timed:  # labels are encoded and buffers allotted before the clock runs
         item.classifier.check_labels(item.labels)
         _run(item, texts[:32])
-    for done in range(repeats * len(timed)):
-        item = timed[done % len(timed)]
+    for item in timed * repeats:
         _time(item, texts)
-        listener(done + 1)
+        listener()
     return [_point(item, len(texts)) for item in timed]
 
 

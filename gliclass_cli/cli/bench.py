@@ -1,6 +1,7 @@
 """``gliclass bench``: how fast a model is on this machine."""
 
 import json
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gliclass_cli.cli.options import InputOptions, LabelFileOptions, ModelOptions, option
+from gliclass_cli.cli.terminal import is_terminal
 from gliclass_cli.errors import InputUnusable, ModelUnusable, UsageProblem
 from gliclass_cli.files import STDIN, Output
 
@@ -76,6 +78,8 @@ def bench(options: BenchOptions) -> None:
     if options.plot is not None and find_spec("matplotlib") is None:
         raise ModelUnusable(f"--plot needs matplotlib: {_INSTALL}")
     texts, labels = _sample(options)
+    from tqdm import tqdm
+
     from gliclass_cli.benchmark import bench as measure
     from gliclass_cli.benchmark import measure_start, settings_of
 
@@ -91,6 +95,9 @@ def bench(options: BenchOptions) -> None:
             for kind, name in (("json", options.json), ("plot", options.plot))
             if name is not None
         }
+        bar = stack.enter_context(
+            tqdm(total=len(settings) * options.repeats, unit="run", leave=False, disable=not is_terminal(sys.stderr))
+        )
         points = measure(
             options.model,
             settings,
@@ -99,7 +106,9 @@ def bench(options: BenchOptions) -> None:
             reading=options.reading(),
             runtime=options.runtime(),
             repeats=options.repeats,
+            listener=bar.update,
         )
+        bar.close()
         start = measure_start(options.model, labels, options.runtime())
         values: dict[str, Any] = {
             "texts": len(texts),
