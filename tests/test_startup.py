@@ -68,4 +68,4 @@ def test_help_takes_less_than_0_3_seconds_of_processor_time() -> None:
 def test_a_one_off_tag_takes_less_than_0_8_seconds_of_processor_time() -> None:
     command = ("tag", "I was charged twice", "-l", "billing", "-l", "shipping")
     libraries = cpu_seconds("-c", "import numpy, onnxruntime, tokenizers, typer")
-    assert cpu_seconds("-m", "gliclass_cli", *command) < max(0.8, 3 * libraries)
+    assert cpu_seconds("-m", "gliclass_cli", *command) < max(0.8, 4 * libraries)
