@@ -10,8 +10,8 @@ weights in both encoders (its projectors, which the bundled model lacks, are ran
 same encoder in PyTorch with labels encoded once and sorted batches, as sentence embedders do it.
 
 The other weights are random ones of a real model's shape (speed does not depend on values), with the tokenizer of the
-bundled model. Everyone computes the same texts on one core, in turn, several times; medians are told. "same" says
-whether the scores are those of the reference. `--texts` may hold many rows: the first `--rows` are taken, the
+bundled model. Everyone computes the same texts on one core, in turn, several times; medians are told; the last column
+is by how much scores differ from those of the reference, where both compute the same function. `--texts` may hold many rows: the first `--rows` are taken, the
 cross-encoder reads the first `--cross-rows` of them.
 """
 
