@@ -11,8 +11,8 @@ same encoder in PyTorch with labels encoded once and sorted batches, as sentence
 
 The other weights are random ones of a real model's shape (speed does not depend on values), with the tokenizer of the
 bundled model. Everyone computes the same texts on one core, in turn, several times; medians are told; the last column
-is by how much scores differ from those of the reference, where both compute the same function. `--texts` may hold many rows: the first `--rows` are taken, the
-cross-encoder reads the first `--cross-rows` of them.
+is by how much scores differ from those of the reference, where both compute the same function. `--texts` may hold many
+rows: the first `--rows` are taken, the cross-encoder reads the first `--cross-rows` of them.
 """
 
 from __future__ import annotations
