@@ -41,13 +41,14 @@ _MOST_OVERLAP = 64
 class LabelGroup:
     """Labels that are read together. ``columns`` (C,) says which of the label set they are, in their order here.
 
-    ``ids`` is their part of the prompt; where labels are read by themselves, ``inputs`` holds the input of each, and
-    ``vectors`` (C, D) what the label encoder made of them; examples may add ``shifts`` (C,) to their logits.
+    ``ids`` is their part of the prompt; where labels are read by themselves, ``inputs`` (C) holds the input of each, in
+    all wordings, and ``vectors`` (C, D) what the label encoder made of them; examples may add ``shifts`` (C,) to their
+    logits.
     """
 
     columns: NDArray[np.int64]
     ids: Ids
-    inputs: tuple[Ids, ...] = ()
+    inputs: tuple[tuple[Ids, ...], ...] = ()
     vectors: Any = None
     shifts: Any = None
 
@@ -137,7 +138,7 @@ class Composer:
         self.architecture = folder.config.architecture
         self.max_length = min(length or folder.positions, reading.max_length or folder.max_length)
         self._slots = slots
-        self._template = reading.template or folder.label_template
+        self._templates = (reading.template,) if reading.template else folder.label_templates
         config = folder.config
         control = (config.class_token_index, config.text_token_index, config.example_token_index)
         self.tokenizer = Tokenizer(folder.tokenizer, control)
@@ -164,13 +165,13 @@ class Composer:
         Raises:
             LabelProblem: a label is too long for the model; it would have to be cut.
         """
-        worded = self.worded(labels)
         if self.architecture in BI_ENCODERS:
-            inputs = self._label_inputs(worded)
+            inputs = self._label_inputs(labels)
             sizes = [0 if self.architecture == "bi-encoder" else 1] * len(inputs)
         else:
-            inputs = self.tokenizer.encode(worded, first=False)
-            sizes = [len(ids) + 1 for ids in inputs]
+            worded = self.worded(labels, self._templates[0])
+            inputs = [(ids,) for ids in self.tokenizer.encode(worded, first=False)]
+            sizes = [len(ids) + 1 for (ids,) in inputs]
         room = self._label_room()
         for name, size in zip(labels.names, sizes, strict=True):
             if size > room:
@@ -200,10 +201,10 @@ class Composer:
             "--examples out"
         )
 
-    def worded(self, labels: LabelSet) -> list[str]:
-        """Return labels as the model reads them."""
+    def worded(self, labels: LabelSet, template: str) -> list[str]:
+        """Return labels as the model reads them in a wording."""
         pairs = zip(labels.names, labels.descriptions, strict=True)
-        return [word_label(self._template, name, description) for name, description in pairs]
+        return [word_label(template, name, description) for name, description in pairs]
 
     def compose(self, texts: Sequence[str], labels: PreparedLabels) -> list[Composed]:
         """Tokenise texts and put them together with their labels."""
@@ -301,7 +302,7 @@ class Composer:
         pieces = (head, text) if self.folder.config.prompt_first else (text, head)
         return np.concatenate((before, *pieces, fixed.examples, after))
 
-    def _group(self, members: Sequence[int], inputs: Sequence[Ids]) -> LabelGroup:
+    def _group(self, members: Sequence[int], inputs: Sequence[tuple[Ids, ...]]) -> LabelGroup:
         """Return the labels ``members`` as a group."""
         columns = np.array(members, dtype=np.int64)
         chosen = [inputs[i] for i in members]
@@ -311,17 +312,20 @@ class Composer:
         if self.architecture == "bi-encoder-fused":
             return LabelGroup(columns, np.repeat(mark, len(members)), tuple(chosen))
         if self.architecture == "decoder-kv":
-            after = _flat((ids, mark) for ids in chosen)
+            after = _flat((ids, mark) for (ids,) in chosen)
             return LabelGroup(columns, np.concatenate((separator, after, separator)))
-        before = _flat((mark, ids) for ids in chosen)
+        before = _flat((mark, ids) for (ids,) in chosen)
         if self.architecture in ENCODER_DECODERS:
             around = self.tokenizer.prefix, self.tokenizer.suffix
             before = np.concatenate((around[0], before, separator, self._fixed.task, around[1]))
         return LabelGroup(columns, before)
 
-    def _label_inputs(self, worded: Sequence[str]) -> list[Ids]:
-        """Return the inputs of the label encoder."""
-        tokenizer = self._label_tokenizer
+    def _label_inputs(self, labels: LabelSet) -> list[tuple[Ids, ...]]:
+        """Return the inputs of the label encoder: of each label all wordings."""
+        return list(zip(*(self._worded_inputs(labels, template) for template in self._templates), strict=True))
+
+    def _worded_inputs(self, labels: LabelSet, template: str) -> list[Ids]:
+        tokenizer, worded = self._label_tokenizer, self.worded(labels, template)
         inputs = [
             np.concatenate((tokenizer.prefix, ids, tokenizer.suffix)) for ids in tokenizer.encode(worded, first=True)
         ]

@@ -11,7 +11,8 @@
     tokenizer, label_tokenizer           file names; label_tokenizer only where labels have one of their own
     pad_token_id                         what fills shorter inputs up; never seen by the model
     max_length                           tokens of one input, special ones included
-    label_template                       the label's wording, with {label} in it
+    label_template                       the label's wording, with {label} in it; a bi-encoder may have a list of
+                                         them, and then compares a text with the mean of the label's vectors
     scorer                               {scale, bias} where a dot product outside the graphs gives the logits:
                                          logit = scale * (text . label) + bias
     calibration                          {single: {temperature, label_exponent (0)}, multi: {temperature, bias}}
@@ -28,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gliclass_cli.checkpoint import CheckpointConfig, Values, file_inside, parse_checkpoint_config, read_json_object
+from gliclass_cli.checkpoint import BI_ENCODERS, CheckpointConfig, Values, file_inside, parse_checkpoint_config, read_json_object
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.predictions import Calibration
 from gliclass_cli.prompts import LABEL_SLOT
@@ -81,16 +82,17 @@ class Usage:
     """How a model is used, unless the user says otherwise: tokens of an input, a label's wording, scores."""
 
     max_length: int
-    label_template: str
+    label_templates: tuple[str, ...]
     calibration: Calibration
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``config.json`` says of it."""
         scores = self.calibration
         exponent = {"label_exponent": scores.label_exponent} if scores.label_exponent else {}
+        templates = list(self.label_templates)
         return {
             "max_length": self.max_length,
-            "label_template": self.label_template,
+            "label_template": templates if len(templates) > 1 else templates[0],
             "calibration": {
                 "single": {"temperature": scores.single_temperature, **exponent},
                 "multi": {"temperature": scores.multi_temperature, "bias": scores.multi_bias},
@@ -123,7 +125,7 @@ class ModelFolder:
     pad: int
     max_length: int
     positions: int
-    label_template: str
+    label_templates: tuple[str, ...]
     calibration: Calibration
     onnx: OnnxModel | None
     has_weights: bool
@@ -132,7 +134,7 @@ class ModelFolder:
     @property
     def usage(self) -> Usage:
         """How the model is used."""
-        return Usage(self.max_length, self.label_template, self.calibration)
+        return Usage(self.max_length, self.label_templates, self.calibration)
 
     def as_checkpoint(self) -> "ModelFolder":
         """Return the folder with the configuration that a checkpoint made of it is saved with."""
@@ -181,7 +183,7 @@ def read_model_folder(
         raise ModelUnusable(f"{path}: {_what_is_missing(path)}")
     tokenizer = _tokenizer(path)
     positions = min(_LONGEST, config.positions or _LONGEST)
-    usual = Usage(min(_USUAL_LENGTH, positions), LABEL_SLOT, Calibration())
+    usual = Usage(min(_USUAL_LENGTH, positions), (LABEL_SLOT,), Calibration())
     usage = _usage(values.section("inference"), config) if "inference" in raw else usual
     return ModelFolder(
         path=path,
@@ -195,7 +197,7 @@ def read_model_folder(
         pad=_pad(values),
         max_length=usage.max_length,
         positions=positions,
-        label_template=usage.label_template,
+        label_templates=usage.label_templates,
         calibration=usage.calibration,
         onnx=published,
         has_weights=has_weights,
@@ -232,7 +234,7 @@ def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder
         pad=onnx.whole("pad_token_id", 0),
         max_length=usage.max_length,
         positions=max(usage.max_length, min(_LONGEST, config.positions or _LONGEST)),
-        label_template=usage.label_template,
+        label_templates=usage.label_templates,
         calibration=usage.calibration,
         onnx=_graphs(path, config, onnx),
         has_weights=False,
@@ -242,9 +244,7 @@ def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder
 
 def _usage(values: Values, config: CheckpointConfig) -> Usage:
     """Read how a model is used."""
-    template = values.get("label_template", str)
-    if LABEL_SLOT not in template:
-        raise values.wrong("label_template", f"it must hold {LABEL_SLOT}")
+    templates = _label_templates(values, config)
     calibration = values.section("calibration")
     single = calibration.section("single")
     max_length = values.whole("max_length", _LEAST_LENGTH)
@@ -252,7 +252,7 @@ def _usage(values: Values, config: CheckpointConfig) -> Usage:
         raise values.wrong("max_length", f"the model has {config.positions} positions")
     return Usage(
         max_length=max_length,
-        label_template=template,
+        label_templates=templates,
         calibration=Calibration(
             single_temperature=single.positive("temperature"),
             label_exponent=single.number("label_exponent", 0.0, most=1.0),
@@ -262,10 +262,23 @@ def _usage(values: Values, config: CheckpointConfig) -> Usage:
     )
 
 
+def _label_templates(values: Values, config: CheckpointConfig) -> tuple[str, ...]:
+    """Read the wording of a label, or a list of them."""
+    several = isinstance(values.values.get("label_template"), list)
+    templates = values.strings("label_template") if several else (values.get("label_template", str),)
+    if not templates or len(set(templates)) != len(templates):
+        raise values.wrong("label_template", "a wording, or a list of distinct ones, belongs here")
+    if not all(LABEL_SLOT in template for template in templates):
+        raise values.wrong("label_template", f"it must hold {LABEL_SLOT}")
+    if len(templates) > 1 and config.architecture not in BI_ENCODERS:
+        raise values.wrong("label_template", "only bi-encoders read a label in several wordings")
+    return templates
+
+
 def _graphs(path: Path, config: CheckpointConfig, onnx: Values) -> OnnxModel:
     if config.architecture == "decoder-kv":
         raise ModelUnusable(f"{path}: a decoder-kv model has no ONNX form")
-    bi_encoder = config.architecture in ("bi-encoder", "bi-encoder-fused")
+    bi_encoder = config.architecture in BI_ENCODERS
     scorer_graph = onnx.values.get("scorer_graph") is not None
     outside = config.architecture == "bi-encoder" and not scorer_graph
     return OnnxModel(

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from gliclass_cli.tokens import Ids
 # Label vectors kept for rows that bring their own labels; one takes about 2 kB.
 _LABEL_CACHE = 16_384
 _ENCODED_TOKENS = 256
+_TINY = 1e-12
 
 
 class Scorer:
@@ -39,9 +41,9 @@ class Scorer:
         """Encode labels that are read by themselves, and move them towards examples; others stay as they are."""
         if self._architecture not in BI_ENCODERS:
             return labels
-        inputs = {ids.tobytes(): ids for group in labels.groups for ids in group.inputs}
+        inputs = {_key(worded): worded for group in labels.groups for worded in group.inputs}
         vectors = self._label_vectors(inputs)
-        stacked = [np.stack([vectors[ids.tobytes()] for ids in group.inputs]) for group in labels.groups]
+        stacked = [np.stack([vectors[_key(worded)] for worded in group.inputs]) for group in labels.groups]
         groups = [replace(group, vectors=found) for group, found in zip(labels.groups, stacked, strict=True)]
         if labels.shown is not None and len(labels.shown.chosen):
             groups = [self._taught(group, labels.shown) for group in groups]
@@ -119,12 +121,13 @@ class Scorer:
         if not np.isfinite(vectors).all():
             raise self._folder.unusable("the model computes vectors that are no numbers (infinite, or NaN)")
 
-    def _label_vectors(self, inputs: dict[bytes, Ids]) -> dict[bytes, Floats]:
-        """Return the vector (D,) of each label input, from the cache or the label encoder."""
+    def _label_vectors(self, inputs: dict[bytes, tuple[Ids, ...]]) -> dict[bytes, Floats]:
+        """Return the vector (D,) of each label, from the cache or the label encoder."""
         with self._lock:
             vectors = {key: self._vectors[key] for key in inputs if key in self._vectors}
         new = [key for key in inputs if key not in vectors]
-        vectors |= zip(new, self._encode("label", [inputs[key] for key in new]), strict=True)
+        encoded = iter(self._encode("label", [ids for key in new for ids in inputs[key]]))
+        vectors |= {key: _mean_vector(list(islice(encoded, len(inputs[key])))) for key in new}
         with self._lock:
             for key, vector in vectors.items():
                 self._vectors[key] = vector
@@ -151,6 +154,26 @@ class Scorer:
             labels[row, : counts[row]] = prompt.group.vectors
         mask = (np.arange(max(counts)) < np.array(counts)[:, None]).astype(np.int64)
         return {"labels": labels, "label_mask": mask}
+
+
+def _key(worded: tuple[Ids, ...]) -> bytes:
+    """Return what tells a label from others; each input begins and ends with tokens that no text has."""
+    return b"".join(ids.tobytes() for ids in worded)
+
+
+def _mean_vector(vectors: Sequence[Floats]) -> Floats:
+    """Return the vector (D,) of a label from those of its wordings: their mean, as long as they are on average.
+
+    What rounding does to a label's vector shifts the scores of all texts of a run; the mean over wordings that say the
+    same has less of it (prompt ensembling in embedding space: Radford et al. 2021, arXiv 2103.00020, section 3.1.4).
+    """
+    if len(vectors) == 1:
+        return vectors[0]
+    worded = np.stack(vectors).astype(np.float64)
+    mean = worded.mean(axis=0)
+    length = np.linalg.norm(worded, axis=1).mean() / max(float(np.linalg.norm(mean)), _TINY)
+    scaled: Floats = (mean * length).astype(np.float32)
+    return scaled
 
 
 def pad_inputs(ids: Sequence[Ids], pad: int) -> dict[str, NDArray[np.int64]]:

@@ -69,7 +69,7 @@ def test_prompts_are_those_of_the_reference(checkpoints: dict[Any, Path], way: t
         if architecture in BI_ENCODERS:
             masks = inputs["class_attention_mask"][0] == 1
             pairs = zip(inputs["class_input_ids"][0], masks, strict=True)
-            assert [ids.tolist() for ids in found.group.inputs] == [ids[mask].tolist() for ids, mask in pairs]
+            assert [ids.tolist() for (ids,) in found.group.inputs] == [ids[mask].tolist() for ids, mask in pairs]
 
 
 UNI = ("uni-encoder", "bert", True)
@@ -104,7 +104,7 @@ def test_nothing_typed_becomes_a_control_token(
         composer = composer_of(checkpoints[way], prompt=words, examples=examples)
         [composed] = composer.compose([words * 2], composer.labels(make_labels([words, f"{words} two"])))
         [prompt] = composed.prompts
-        ids = [(composer.tokenizer, prompt.ids), *((composer._label_tokenizer, ids) for ids in prompt.group.inputs)]
+        ids = [(composer.tokenizer, prompt.ids), *((composer._label_tokenizer, ids) for (ids,) in prompt.group.inputs)]
         found.append([number for tokenizer, part in ids for number in part.tolist() if number in marks(tokenizer)])
     assert found[0] == found[1]
 

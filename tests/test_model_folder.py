@@ -1,5 +1,6 @@
 """Model folders: a sound one is read; of a wrong one, file and key are named before anything is loaded."""
 
+import copy
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def test_a_sound_folder(tmp_path: Path) -> None:
     assert (onnx.precision, onnx.scale, onnx.bias) == ("fp32", 16.0, -11.5)
     assert folder.tokenizer == folder.label_tokenizer == tmp_path / "tokenizer.json"
     assert (folder.pad, folder.max_length, folder.positions) == (0, 512, 512)
-    assert folder.label_template == "About {label}."
+    assert folder.label_templates == ("About {label}.",)
     assert folder.calibration == Calibration(0.5, 1.0, 0.25, label_exponent=0.25)
     assert folder.usage.to_dict()["calibration"] == CONFIG["onnx"]["calibration"]
     assert folder.self_check
@@ -145,6 +146,10 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, path: tuple[str, ...
         ("onnx.format_version", 2, "format_version 2 is not known"),
         ("onnx.format_version", True, "onnx.format_version is true; a value of type int"),
         ("onnx.label_template", "no slot", r"onnx\.label_template is \"no slot\"; it must hold \{label\}"),
+        ("onnx.label_template", [], r"onnx\.label_template is a list; a wording, or a list of distinct ones"),
+        ("onnx.label_template", ["{label}", "{label}"], r"onnx\.label_template is a list; a wording, or a list of dist"),
+        ("onnx.label_template", ["{label}", "no slot"], r"onnx\.label_template is a list; it must hold \{label\}"),
+        ("onnx.label_template", ["{label}", 1], r"onnx\.label_template is a list; a list of strings"),
         ("onnx.precision", "fp8", r"onnx\.precision is \"fp8\"; known are fp32, int8"),
         ("onnx.scorer_graph", "x", r"onnx\.scorer_graph is \"x\""),
         ("onnx.scorer.scale", 0, r"onnx\.scorer\.scale is 0; it must be above 0"),
@@ -291,7 +296,7 @@ def check_whole(folder: ModelFolder) -> None:
     assert len(make_labels(folder.self_check.labels)) == len(folder.self_check.logits)
     numbers = [folder.onnx.scale, folder.onnx.bias, *folder.self_check.logits, folder.calibration.single_temperature]
     assert all(type(number) is float and abs(number) < 1e308 for number in numbers)
-    ", ".join([folder.name, folder.version, *folder.language, folder.license, folder.label_template]).encode()
+    ", ".join([folder.name, folder.version, *folder.language, folder.license, *folder.label_templates]).encode()
 
 
 @given(path=st.sampled_from([*REQUIRED, *(("onnx", "graph", name) for name in GRAPH)]), value=JSON_VALUES)
@@ -344,3 +349,13 @@ def test_file_digest(tmp_path: Path) -> None:
     assert file_digest(path) == hashlib.sha256(b"graph").hexdigest()
     with pytest.raises(ModelUnusable, match=r"missing\.onnx: No such file"):
         file_digest(tmp_path / "missing.onnx")
+
+
+def test_only_bi_encoders_read_a_label_in_several_wordings(tmp_path: Path) -> None:
+    config = copy.deepcopy(CONFIG)
+    config["onnx"]["label_template"] = ["{label}", "About {label}."]
+    assert read_model_folder(make_folder(tmp_path, config)).label_templates == ("{label}", "About {label}.")
+    for architecture in ("uni-encoder", "encoder-decoder"):
+        config["architecture_type"] = architecture
+        with pytest.raises(ModelUnusable, match="only bi-encoders read a label in several wordings"):
+            read_model_folder(make_folder(tmp_path, config))

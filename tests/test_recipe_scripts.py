@@ -106,14 +106,14 @@ def test_a_variant_differs_in_what_it_names(dev: Path, tmp_path: Path, monkeypat
     options = argparse.Namespace(start="usual", steps=7, dev=dev, task=[], limit=2, max_length=64)
     changes = ["encoder_lr=1e-4", "weights=own_*=0", 'loss=["bce=4","softmax=0.25"]', "start=other"]
     result = compare.run([], compare.LabelInfo(), changes, 3, options)
-    assert result == {"seconds": 0, "micro-F1 tuned": 0.5, "mean ECE": 0.25}
+    assert result == {"CPU seconds": 0, "micro-F1 tuned": 0.5, "mean ECE": 0.25}
     [job] = jobs
     assert (job.model, job.settings.task.seed, job.settings.optimisation.steps) == ("other", 3, 7)
     assert job.settings.optimisation.encoder_lr == 1e-4
     assert job.settings.loss.loss == ("bce=4", "softmax=0.25")
     assert job.settings.sampling.source_weights[0] == "own_*=0"  # the first that fits counts
     assert len(job.settings.sampling.source_weights) > 2
-    assert compare.run([], compare.LabelInfo(), ["steps=0"], 0, options)["seconds"] == 0
+    assert compare.run([], compare.LabelInfo(), ["steps=0"], 0, options)["CPU seconds"] == 0
     assert len(jobs) == 1
     assert measured == [str(job.output), "usual"]  # without steps the start itself
 
@@ -209,6 +209,8 @@ def test_the_shipped_folder_is_calibrated_on_what_was_held_back(tiny: Path, tmp_
         ["en"],
     )
     classifier = Classifier.load(tmp_path / "out")
+    assert classifier.folder.label_templates == finish.WORDINGS
+    assert classifier.self_check() < 1e-3
     names = ["food", "news", "sports"]
     choice = finish.Choice(multi=True, with_logits=True)
 

@@ -16,6 +16,7 @@ from gliclass_cli.export.convert import Sample, export_model
 from gliclass_cli.labels import make_labels
 from gliclass_cli.model import save_model
 from gliclass_cli.model_folder import ModelFolder, read_model_folder
+from gliclass_cli.prompts import Reading
 from gliclass_cli.runtime import Runtime
 
 LABELS = make_labels(["sports", "science news", "slow delivery", "food"])
@@ -31,7 +32,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def test_a_checkpoint_says_how_it_is_used(checkpoint: ModelFolder) -> None:
-    assert checkpoint.label_template == "It is {label}."
+    assert checkpoint.label_templates == ("It is {label}.",)
     assert checkpoint.max_length == 64
     assert checkpoint.calibration.single_temperature == 0.5
     assert checkpoint.calibration.multi_bias == -1.0
@@ -41,6 +42,36 @@ def test_texts_and_labels_go_through_the_same_encoder(checkpoint: ModelFolder) -
     classifier = Classifier.load(checkpoint.path)
     [logit] = classifier.logits("It is food.", make_labels(["food"]))
     assert logit == pytest.approx(12.0 - 3.0, abs=1e-4)  # a text that is the label as it is worded: cosine 1
+
+
+def test_a_label_in_several_wordings_is_their_mean(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    templates = ["It is {label}.", "It is {label}!", "All about {label}"]
+    config = json.loads((checkpoint.path / "config.json").read_text("utf-8"))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((checkpoint.path / name).read_bytes())
+    config["inference"]["label_template"] = templates
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    folder = read_model_folder(tmp_path)
+    assert folder.label_templates == tuple(templates)
+    assert read_model_folder(tmp_path).usage.to_dict()["label_template"] == templates
+
+    def cosines(**reading: Any) -> np.ndarray[Any, Any]:
+        """Of each text with each label; the model's logits are 12 times that, less 3."""
+        classifier = Classifier.load(tmp_path, Reading(**reading))
+        return np.array([(classifier.logits(text, LABELS) + 3) / 12 for text in TEXTS])
+
+    alone = [cosines(template=template) for template in templates]
+    apart = [Classifier.load(tmp_path, Reading(template=template)) for template in templates]
+    vectors = [[group.vectors for group in one._prepare(LABELS)[1].groups][0] for one in apart]
+    lengths = np.linalg.norm(np.mean(vectors, axis=0), axis=1)
+    assert (lengths < 1 - 1e-4).all()  # the wordings differ: the mean has to be made as long as they are
+    assert cosines() == pytest.approx(np.mean(alone, axis=0) / lengths, abs=1e-5)
+    # An export takes the wordings with it, and gives the same.
+    export_model(folder, tmp_path / "onnx", SAMPLES, precision="fp32")
+    assert Classifier.load(tmp_path / "onnx").logits(TEXTS[0], LABELS) == pytest.approx(
+        Classifier.load(tmp_path).logits(TEXTS[0], LABELS), abs=1e-4
+    )
+    assert read_model_folder(tmp_path / "onnx").label_templates == tuple(templates)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("int8", 0.5)])

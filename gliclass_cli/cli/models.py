@@ -131,7 +131,7 @@ def describe(folder: ModelFolder) -> dict[str, str | int | bool]:
         "license": folder.license,
         "max_length": folder.max_length,
         "longest_input": folder.positions,
-        "label_template": folder.label_template,
+        "label_template": " | ".join(folder.label_templates),
         "labels_first": config.prompt_first,
         "size": _megabytes(folder),
         "sha256": file_digest(folder.onnx.text.path) if folder.onnx else "",

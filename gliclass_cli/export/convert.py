@@ -304,7 +304,8 @@ def _batches(folder: ModelFolder, samples: Sequence[Sample]) -> Iterator[tuple[A
     for sample in samples:
         prepared = composer.labels(sample.labels)
         [composed] = composer.compose([sample.text], prepared)
-        for ids in (*(prompt.ids for prompt in composed.prompts), *prepared.groups[0].inputs):
+        labels = (ids for worded in prepared.groups[0].inputs for ids in worded)
+        for ids in (*(prompt.ids for prompt in composed.prompts), *labels):
             yield ids[None], np.ones_like(ids)[None]
 
 

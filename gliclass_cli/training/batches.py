@@ -126,7 +126,7 @@ class Batcher:
         distinct: list[Ids] = []
         index = np.zeros(mask.shape, dtype=np.int64)
         for row, prompt in enumerate(prompts):
-            for slot, ids in enumerate(prompt.group.inputs):
+            for slot, (ids,) in enumerate(prompt.group.inputs):
                 place = places.setdefault(ids.tobytes(), len(distinct))
                 if place == len(distinct):
                     distinct.append(ids)

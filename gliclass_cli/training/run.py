@@ -166,7 +166,8 @@ def _composer(folder: ModelFolder, job: Job) -> Composer:
     wanted = task.max_length or (alone if folder.config.architecture == "bi-encoder" else _LENGTH)
     if task.max_length > folder.positions:
         raise UsageProblem(f"max_length {wanted}: the model has {folder.positions} positions")
-    return Composer(folder, Reading(max_length=min(wanted, folder.positions)))
+    reading = Reading(template=folder.label_templates[0], max_length=min(wanted, folder.positions))
+    return Composer(folder, reading)
 
 
 def _check_rows(composer: Composer, job: Job) -> None:
