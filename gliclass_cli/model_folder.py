@@ -29,7 +29,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gliclass_cli.checkpoint import BI_ENCODERS, CheckpointConfig, Values, file_inside, parse_checkpoint_config, read_json_object
+from gliclass_cli.checkpoint import (
+    BI_ENCODERS,
+    CheckpointConfig,
+    Values,
+    file_inside,
+    parse_checkpoint_config,
+    read_json_object,
+)
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.predictions import Calibration
 from gliclass_cli.prompts import LABEL_SLOT

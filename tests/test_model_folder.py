@@ -147,7 +147,11 @@ def test_a_value_of_another_type_is_refused(tmp_path: Path, path: tuple[str, ...
         ("onnx.format_version", True, "onnx.format_version is true; a value of type int"),
         ("onnx.label_template", "no slot", r"onnx\.label_template is \"no slot\"; it must hold \{label\}"),
         ("onnx.label_template", [], r"onnx\.label_template is a list; a wording, or a list of distinct ones"),
-        ("onnx.label_template", ["{label}", "{label}"], r"onnx\.label_template is a list; a wording, or a list of dist"),
+        (
+            "onnx.label_template",
+            ["{label}", "{label}"],
+            r"onnx\.label_template is a list; a wording, or a list of dist",
+        ),
         ("onnx.label_template", ["{label}", "no slot"], r"onnx\.label_template is a list; it must hold \{label\}"),
         ("onnx.label_template", ["{label}", 1], r"onnx\.label_template is a list; a list of strings"),
         ("onnx.precision", "fp8", r"onnx\.precision is \"fp8\"; known are fp32, int8"),

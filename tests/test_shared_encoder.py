@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import oracle
 import pytest
 
@@ -13,7 +14,7 @@ from gliclass_cli.checkpoint import parse_checkpoint_config
 from gliclass_cli.classifier import Classifier
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.export.convert import Sample, export_model
-from gliclass_cli.labels import make_labels
+from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.model import save_model
 from gliclass_cli.model_folder import ModelFolder, read_model_folder
 from gliclass_cli.prompts import Reading
@@ -79,12 +80,34 @@ def test_exports_equal_pytorch(checkpoint: ModelFolder, tmp_path: Path, precisio
     export_model(checkpoint, tmp_path / "onnx", SAMPLES, precision=precision)
     exported = read_model_folder(tmp_path / "onnx")
     assert exported.onnx and exported.onnx.label
-    assert exported.onnx.text.path == exported.onnx.label.path  # one graph serves both
+    one = exported.onnx.text.path == exported.onnx.label.path  # one graph serves both
+    assert one == (precision == "fp32")
     assert exported.usage == checkpoint.usage
     assert "inference" not in json.loads((tmp_path / "onnx" / "config.json").read_text("utf-8"))
     ours, theirs = Classifier.load(tmp_path / "onnx"), Classifier.load(checkpoint.path)
     for text in TEXTS:
         assert ours.logits(text, LABELS) == pytest.approx(theirs.logits(text, LABELS), abs=tolerance)
+
+
+def test_int8_reads_labels_with_the_same_weights_and_exact_activations(checkpoint: ModelFolder, tmp_path: Path) -> None:
+    export_model(checkpoint, tmp_path / "onnx", SAMPLES, precision="int8")
+
+    def vectors(name: Path, backend: Any = "onnx", labels: LabelSet = LABELS) -> np.ndarray[Any, Any]:
+        classifier = Classifier.load(name, None, Runtime(backend=backend))
+        return np.asarray(classifier._prepare(labels)[1].groups[0].vectors)
+
+    found = vectors(tmp_path / "onnx")
+    assert found == pytest.approx(vectors(tmp_path / "onnx", "torch"), abs=1e-4)  # int8 weights read back, no rounding
+    alone = [vectors(tmp_path / "onnx", labels=make_labels([name]))[0] for name in LABELS.names]
+    assert found == pytest.approx(np.stack(alone), abs=1e-6)
+    # The weights are not stored twice: without the texts' graph the labels' one cannot be loaded.
+    constants = onnx.load(str(tmp_path / "onnx" / "label.onnx"), load_external_data=False).graph.initializer
+    assert all(len(constant.raw_data) < 1024 for constant in constants)
+    config = json.loads((tmp_path / "onnx" / "config.json").read_text("utf-8"))
+    config["onnx"]["label_graph"] = config["onnx"]["text_graph"]
+    (tmp_path / "onnx" / "config.json").write_text(json.dumps(config), "utf-8")
+    exact = vectors(checkpoint.path, "torch")
+    assert np.abs(found - exact).mean() < np.abs(vectors(tmp_path / "onnx") - exact).mean()
 
 
 def test_weights_come_back_from_an_int8_graph(checkpoint: ModelFolder, tmp_path: Path) -> None:

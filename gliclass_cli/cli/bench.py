@@ -173,9 +173,9 @@ def _text(row: "Record", options: BenchOptions) -> str | None:
 
 
 def _first(labels: "LabelSet", count: int) -> "LabelSet":
-    from gliclass_cli.labels import make_labels
+    from gliclass_cli.labels import LabelSet
 
-    return labels if count == len(labels) else make_labels(labels.names[:count])
+    return LabelSet(labels.names[:count], labels.descriptions[:count], labels.paths[:count])
 
 
 def _show(points: list["Point"], start: "Start", texts: int) -> None:

@@ -40,6 +40,7 @@ from gliclass_cli.export.builder import (
 )
 
 Pooling = Literal["first", "avg"]
+TOKEN_SCALE: Final = ".token_scale"  # what ends the name of the scales (N, 1) of tokens
 Doubles = NDArray[np.float64]
 
 # The smallest value of GELU is -0.17. With this zero point a token's scale follows from its maximum alone.
@@ -365,9 +366,9 @@ class _Encoder:
         graph.constant(np.array(1, np.float32), "unit")
         graph.add("ReduceMax", tokens, "ones", output=f"{name}.max", keepdims=1)
         graph.add("Max", f"{name}.max", "gelu.least", output=f"{name}.high")
-        graph.add("Mul", f"{name}.high", "gelu.step", output=f"{name}.token_scale")  # (N, 1)
+        graph.add("Mul", f"{name}.high", "gelu.step", output=f"{name}{TOKEN_SCALE}")  # (N, 1)
         vector = graph.constant([-1], "vector")
-        graph.add("Reshape", f"{name}.token_scale", vector, output=f"{name}.token_scales")  # (N,)
+        graph.add("Reshape", f"{name}{TOKEN_SCALE}", vector, output=f"{name}.token_scales")  # (N,)
         graph.add("Shape", f"{name}.token_scales", output=f"{name}.count")
         zero = numpy_helper.from_array(np.array([_GELU_ZERO_POINT], np.uint8))
         graph.add("ConstantOfShape", f"{name}.count", output=f"{name}.zero_points", value=zero)
@@ -381,7 +382,7 @@ class _Encoder:
             "gelu.zero_point",
         ]
         graph.add("MatMulIntegerToFloat", *inputs, output=f"{name}.unscaled", domain=MICROSOFT)
-        return graph.add("Mul", f"{name}.unscaled", f"{name}.token_scale", output=name)
+        return graph.add("Mul", f"{name}.unscaled", f"{name}{TOKEN_SCALE}", output=name)
 
 
 def rounded(matrix: Floats, inputs: Activations) -> tuple[NDArray[np.int8], Floats, Floats]:

@@ -20,6 +20,7 @@ from gliclass_cli.decoding import Decoder, Floats
 from gliclass_cli.errors import ModelUnusable, OutputFailed, UsageProblem
 from gliclass_cli.export.bert_graph import BertConfig, Pooling, build_bert_graph, known_pooling, measure_activations
 from gliclass_cli.export.graphs import build_graphs
+from gliclass_cli.export.label_graph import build_label_graph
 from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.loading import open_backend
 from gliclass_cli.model_folder import FORMAT_VERSION, ModelFolder, read_model_folder
@@ -244,12 +245,15 @@ def _write(
     part.mkdir(parents=True)
     graphs = _build(folder, model, precision, samples, exact_layers)
     sections = {f"{role}_graph": _save(graph, part / f"{role}.onnx") for role, graph in graphs.items()}
+    if folder.config.shared_encoder:
+        sections["label_graph"] = sections["text_graph"]
+        if precision == "int8" and _bert_pooling(folder):
+            labels = build_label_graph(graphs["text"], (part / "text.onnx").read_bytes(), "text.onnx")
+            sections["label_graph"] = _save(labels, part / "label.onnx")
     shutil.copyfile(folder.tokenizer, part / "tokenizer.json")
     apart = folder.label_tokenizer != folder.tokenizer
     if apart:
         shutil.copyfile(folder.label_tokenizer, part / "label_tokenizer.json")
-    if folder.config.shared_encoder:
-        sections["label_graph"] = sections["text_graph"]
     product = None
     if folder.config.architecture == "bi-encoder" and "scorer" not in graphs:
         product = dict(zip(("scale", "bias"), dot_product(model), strict=True))
