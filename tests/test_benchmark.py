@@ -36,11 +36,11 @@ def test_each_text_and_each_label_is_computed_once_with_next_to_no_padding(monke
     assert classify(classifier, TEXTS * 5, few) == 5 * len(TEXTS)
     work = counter.take()
     assert len(tokenised) == len(TEXTS)
-    assert (work["text"].rows, work["label"].rows) == (len(TEXTS), 16)
+    assert (work["text"].rows, work["label"].rows) == (len(TEXTS), 2 * 16)  # two wordings
     assert work["text"].runs <= 33
     assert work["text"].padding < 0.03
     assert classify(classifier, TEXTS[:1], many) == 1
-    assert counter.take()["label"].rows == 4  # those that are new
+    assert counter.take()["label"].rows == 2 * 4  # those that are new
 
 
 def test_batches_hold_as_many_tokens_as_the_backend_wants() -> None:
