@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from gliclass_cli.cells import cut, fit
 from gliclass_cli.errors import InputUnusable
 from gliclass_cli.labels import CELL_SEPARATOR
 from gliclass_cli.predictions import Prediction
@@ -183,8 +184,8 @@ class TableWriter:
 
     def _line(self, score: str, label: str, text: str) -> bytes:
         label = printable(label)
-        line = f"{score:>5}  {label[: self.label_width]:<{self.label_width}}  {printable(text)}"
-        return line[: self.width].rstrip().encode("utf-8", "backslashreplace") + b"\n"
+        line = f"{score:>5}  {fit(label, self.label_width)}  {printable(text)}"
+        return cut(line, self.width).rstrip().encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(slots=True)

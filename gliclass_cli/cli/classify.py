@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gliclass_cli.cells import cells
 from gliclass_cli.cli.options import (
     InputOptions,
     LabelOptions,
@@ -257,9 +258,9 @@ def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs
     if kind is OutputFormat.label:
         return writers.LabelWriter()
     if kind is OutputFormat.table:
-        longest = max((len(name) for name in labels.names), default=5) if labels else 20
+        longest = max((cells(name) for name in labels.names), default=5) if labels else 20
         fields = tuple(options.text_field or ())
-        return writers.TableWriter(min(longest, 30), width(), fields)
+        return writers.TableWriter(min(longest, 30), width(sys.stdout), fields)
     return writers.JsonlWriter(options.as_key, with_source=len(inputs.names) > 1)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gliclass_cli.cells import cells, fit
 from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label, load_classifier
-from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, wants_color, width
+from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, styled, width
 from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN
 
@@ -71,7 +72,7 @@ def tag(options: TagOptions) -> None:
                     errors += 1
                     say(f"{record.where}: {record.error.message}" if record.source else record.error.message)
                 if prediction is not None and pretty:
-                    _show(query.text or "", prediction)
+                    show(query.text or "", prediction)
                 elif not pretty:
                     output.write(writer.row(record, prediction))
             output.flush()
@@ -94,34 +95,31 @@ def _records(options: TagOptions) -> "Iterator[Record]":
         yield from read_rows(source, ReadOptions(format="text")).records
 
 
-def _show(text: str, prediction: "Prediction") -> None:
+def show(text: str, prediction: "Prediction") -> None:
     """Print the text and a bar for each score, the best first."""
-    from rich.cells import cell_len, set_cell_size
-    from rich.console import Console
-    from rich.text import Text
-
     from gliclass_cli.writers import printable
 
-    console = Console(no_color=not wants_color(sys.stdout), highlight=False, width=width(), soft_wrap=False)
-    console.print(Text(printable(text), style="bold"), overflow="ellipsis", no_wrap=True)
+    out, columns = sys.stdout, width(sys.stdout)
+    more = "…" if can_show("…", out) else "..."
+    _print(styled(fit(printable(text), columns, mark=more).rstrip(), "bold", out))
     scores = _flat(prediction.scores if prediction.scores is not None else _best(prediction))
-    longest = min(max((cell_len(name) for name in scores), default=0), max(10, width() // 3))
-    room = max(1, min(40, width() - longest - 14))
-    bar = "━" if can_show("━") else "="
+    longest = min(max((cells(printable(name)) for name in scores), default=0), max(10, columns // 3))
+    room = max(1, min(40, columns - longest - 14))
+    bar = "━" if can_show("━", out) else "="
     for name, score in sorted(scores.items(), key=lambda item: -item[1]):
         chosen = name in prediction.labels
-        shown = printable(name)
-        if cell_len(shown) > longest:
-            shown = set_cell_size(shown, longest - 1) + ("…" if can_show("…") else ".")
-        line = Text("  ")
-        line.append(set_cell_size(shown, longest), style="bold" if chosen else "")
-        line.append(f" {score:6.3f} ")
-        line.append(bar * round(score * room), style="green" if chosen else "dim")
-        console.print(line, overflow="crop", no_wrap=True)
+        shown = fit(printable(name), longest, mark=more)
+        shown = styled(shown, "bold", out) if chosen else shown
+        filled = styled(bar * round(score * room), "green" if chosen else "dim", out)
+        _print(f"  {shown} {score:6.3f} {filled}".rstrip())
     if not prediction.labels:
-        console.print(Text("  no label reaches the threshold", style="dim"))
+        _print(styled("  no label reaches the threshold", "dim", out))
     for note in _coverage(prediction):
-        console.print(Text(f"  {note}", style="yellow"))
+        _print(styled(f"  {note}", "yellow", out))
+
+
+def _print(line: str) -> None:
+    typer.echo(line, color=True)  # whether there are colours is decided before
 
 
 def _coverage(prediction: "Prediction") -> list[str]:
