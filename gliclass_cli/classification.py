@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Literal
 
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
@@ -48,6 +49,28 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """So many rows, drawn at random: the same seed draws the same of the same input."""
+
+    rows: int
+    seed: int = 0
+
+    def draw(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Read all records, and yield those drawn, in their order; no more than ``rows`` are ever held.
+
+        Reservoir sampling (Vitter 1985, algorithm R): each record is drawn with the same probability.
+        """
+        random = Random(self.seed)
+        held: list[tuple[int, Record]] = []
+        for number, record in enumerate(records):
+            if number < self.rows:
+                held.append((number, record))
+            elif (place := random.randrange(number + 1)) < self.rows:
+                held[place] = number, record
+        yield from (record for _, record in sorted(held, key=lambda item: item[0]))
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What is asked of each row. ``labels`` serve all rows, or those that have no ``labels_field``."""
 
@@ -58,6 +81,7 @@ class Settings:
     on_error: OnError = "record"
     skip: int = 0
     limit: int | None = None
+    sample: Sample | None = None
 
 
 @dataclass(slots=True)
@@ -81,8 +105,8 @@ class Summary:
         self.chunked += prediction.coverage.chunks is not None
         self.split += prediction.coverage.label_groups is not None
 
-    def line(self) -> str:
-        """Return the summary for people, on one line."""
+    def line(self, more: str = "") -> str:
+        """Return the summary for people, on one line; ``more`` is one more part of it."""
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
         parts = [f"{self.rows:,} row{'' if self.rows == 1 else 's'}"]
         found = {
@@ -92,15 +116,17 @@ class Summary:
             "with labels in groups": self.split,
         }
         parts += [f"{count:,} {what}" for what, count in found.items() if count]
+        parts += [more] if more else []
         return ", ".join([*parts, f"{rate:,.1f} rows/s", f"{self.seconds:.1f} s"])
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who hears of a run: of each bad row, and of the progress after each window (with its last row)."""
+    """Who hears of a run: of each bad row, each answer, and the progress after each window (with its last row)."""
 
     bad_row: Callable[[Record, RowError], None] = lambda record, error: None
     progress: Callable[[Summary, Record], None] = lambda summary, record: None
+    answer: Callable[[Prediction], None] = lambda prediction: None
 
 
 def classify_rows(
@@ -127,9 +153,11 @@ def classify_rows(
     start = time.monotonic()
     writer: Writer | None = None
     reject = _Rejects(rejects, inputs) if rejects else None
-    records = itertools.islice(
+    records: Iterator[Record] = itertools.islice(
         inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
     )
+    if settings.sample is not None:
+        records = settings.sample.draw(records)
     for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
         writer = writer or make_writer(inputs)
         try:
@@ -174,6 +202,7 @@ def _row(
     summary.rows += 1
     if prediction is not None:
         summary.count(prediction)
+        listeners.answer(prediction)
     if error is not None and settings.on_error == "skip":
         return b""
     line = writer.row(record, prediction)
@@ -203,8 +232,8 @@ class _Rejects:
 
 
 def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
-    """Say which options classify the rest; what came through a pipe is gone."""
-    if STDIN in inputs.names:
+    """Say which options classify the rest; what came through a pipe is gone, and a sample has no rest."""
+    if STDIN in inputs.names or settings.sample is not None:
         return ""
     rest = "" if settings.limit is None else f" --limit {settings.limit - summary.rows}"
     return f"; the rest: --skip {settings.skip + summary.rows}{rest}"

@@ -212,6 +212,25 @@ class SelectWriter:
         return b""
 
 
+@dataclass(frozen=True, slots=True)
+class ReviewWriter:
+    """Only the rows whose answer is uncertain, as another writer writes them."""
+
+    writer: Writer
+
+    def check(self, record: Record) -> RowError | None:
+        """Return what the other writer says."""
+        return self.writer.check(record)
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the bytes of an uncertain row."""
+        return self.writer.row(record, prediction) if prediction is not None and prediction.uncertain else b""
+
+    def end(self) -> bytes:
+        """Return what makes the output whole."""
+        return self.writer.end()
+
+
 def printable(text: str) -> str:
     """Return text fit for a terminal's line: what is not printable, escape sequences too, becomes a space."""
     return "".join(character if character.isprintable() else " " for character in text[:4096])

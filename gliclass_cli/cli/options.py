@@ -40,7 +40,7 @@ def option(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
 
 
-_MOST_ROWS = 10**15
+MOST_ROWS = 10**15
 _DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
 
 
@@ -198,8 +198,8 @@ class InputOptions:
     no_header: Annotated[
         bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
     ] = False
-    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=_MOST_ROWS, metavar="N")] = 0
-    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=_MOST_ROWS, metavar="N")] = (
+    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=MOST_ROWS, metavar="N")] = 0
+    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=MOST_ROWS, metavar="N")] = (
         None
     )
 

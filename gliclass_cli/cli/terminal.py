@@ -69,8 +69,13 @@ def _is_dumb() -> bool:
 
 def say(message: str) -> None:
     """Write a message for people: to stderr, with the name of the command."""
+    tell(f"gliclass: {message}\n")
+
+
+def tell(text: str) -> None:
+    """Write text for people to stderr, as it is."""
     try:
-        sys.stderr.write(f"gliclass: {message}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
         pass  # nobody reads messages any more; the results and the exit code still count
