@@ -33,6 +33,7 @@ class Inputs:
         self.names = tuple(names)
         self.options = options
         self.columns: tuple[str, ...] | None = None
+        self.formats: dict[str, str] = {}  # of the inputs that have been opened, by name
         self.header_raw = b""
 
     def __iter__(self) -> Iterator[Record]:
@@ -43,6 +44,7 @@ class Inputs:
                 source.start = done
                 done += source.size or 0
                 rows = read_rows(source, self.options)
+                self.formats[name] = rows.format
                 if self.columns is None:
                     self.columns, self.header_raw = rows.columns, rows.header_raw
                 yield from rows.records
@@ -158,7 +160,7 @@ def classify_rows(
     )
     if settings.sample is not None:
         records = settings.sample.draw(records)
-    for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
+    for window in classifier.stream(queries(records, inputs, settings), settings.choice, settings.stream, stop):
         writer = writer or make_writer(inputs)
         try:
             for query, prediction in window:
@@ -239,7 +241,7 @@ def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
     return f"; the rest: --skip {settings.skip + summary.rows}{rest}"
 
 
-def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
+def queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
     """Find text and labels of each row; a row without them goes on as an error in its place."""
     paths = inputs.options.text_fields
     for number, record in enumerate(records):

@@ -626,14 +626,12 @@ def on_terminal(*arguments: str, env: dict[str, str] | None = None) -> tuple[str
     with spawn(*arguments, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         shown = b""
-        while True:
+        # The end of a terminal's output is not told everywhere: nothing more comes of a process that has ended.
+        while select.select([master], [], [], 0.2)[0] or process.poll() is None:
             try:
-                data = os.read(master, 65536)
+                shown += os.read(master, 65536) if select.select([master], [], [], 0)[0] else b""
             except OSError:
                 break
-            if not data:
-                break
-            shown += data
     os.close(master)
     return shown.decode(), process.returncode
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
     | {"calibration"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
-    {"classification", "export", "evaluation", "plots", "training", "benchmark"},
+    {"classification", "export", "evaluation", "plots", "training", "benchmark"} | {"rehearsal"},
     {"cli"},
 ]
 OWNERS = {

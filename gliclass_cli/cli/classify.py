@@ -131,6 +131,9 @@ class ClassifyOptions(ModelOptions, OutputOptions, SampleOptions, InputOptions, 
     batch_tokens: Annotated[
         int | None, option("--batch-tokens", help="Tokens computed in one go, padding included.", min=1, metavar="N")
     ] = None
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Show what would be done, by the first rows; load no weights, write nothing.")
+    ] = False
     summary: Annotated[bool, option("--summary", help="At the end, count the labels, on stderr.")] = False
     quiet: Annotated[bool, option("-q", "--quiet", help="No progress, no summary line; errors only.")] = False
 
@@ -156,10 +159,16 @@ def classify(options: ClassifyOptions) -> None:
     calibration = options.calibration_file()
     _check_files(options, names)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
+
+    inputs = Inputs(names, options.read_options())
+    if options.dry_run:
+        from gliclass_cli.cli.rehearsal import show_rehearsal
+
+        show_rehearsal(inputs, _settings(options, labels), options.model, options.reading())
+        return
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
 
-    inputs = Inputs(names, options.read_options())
     classifier = load_classifier(options, labels, calibration)
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
