@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 labels = typer.Typer(help="Look at files of labels.", no_args_is_help=True)
 
 _WIDEST_LABEL = 40
-_NOT_TOLD_APART = re.compile(r"[\W_]+")
+_NOT_TOLD_APART = re.compile(r"[\s_\-.,;:/!?'\"()]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,7 @@ class CheckOptions:
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file of labels, as for --labels; - is standard input.")]
     model: Annotated[
         str,
-        option(
-            "--model", help="The model that reads them; of the hub, only what is in the cache.", metavar="NAME|FOLDER"
-        ),
+        option("--model", help="The model that reads them; of the hub only one in the cache.", metavar="NAME|FOLDER"),
     ] = DEFAULT_MODEL
     template: Annotated[
         str | None,
@@ -103,9 +101,9 @@ def _lines(found: LabelSet, tokens: list[int], composer: "Composer") -> Iterator
     parts = [f"{len(found):,} label{'' if len(found) == 1 else 's'}"]
     parts += [f"{described:,} with a description"] if described else []
     parts += [f"a hierarchy of {levels} levels"] if levels > 1 else []
-    yield f"{', '.join(parts)}; {min(tokens)} to {max(tokens)} tokens, {composer.folder.name} has room for " + (
-        f"{composer.label_room} for each" if composer.labels_apart else f"{composer.label_room} for all beside a text"
-    )
+    yield ", ".join(parts)
+    each = "each" if composer.labels_apart else "in all, beside a text"
+    yield f"{min(tokens)} to {max(tokens)} tokens; the model has room for {composer.label_room} {each}"
     yield from label_lines(found, tokens)
 
 

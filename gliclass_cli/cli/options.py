@@ -167,6 +167,7 @@ def _device(value: str) -> str:
 
 
 def label_template(value: str | None) -> str | None:
+    """Return a wording of labels. Raises UsageProblem where the label has no place in it."""
     if value is not None and LABEL_SLOT not in value:
         raise UsageProblem(f"--template {value!r} has no {LABEL_SLOT}; for example 'This text is about {LABEL_SLOT}.'")
     return value

@@ -75,7 +75,8 @@ def _rows(found: "Rehearsal", composer: "Composer") -> Iterator[str]:
     if found.rows > len(found.errors):
         share = found.too_long / (found.rows - len(found.errors))
         does = {"truncate": "is cut", "chunk": "is read in chunks", "error": "is an error"}[composer.reading.long]
-        yield f"  {found.too_long:,} texts do not fit ({share:.1%}), each {does}; the longest input has {found.longest:,} tokens"
+        yield f"  {found.too_long:,} texts do not fit ({share:.1%}): each {does}"
+        yield f"  the longest input has {found.longest:,} tokens"
 
 
 def _first(found: "Rehearsal") -> Iterator[str]:

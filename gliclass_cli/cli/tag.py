@@ -14,6 +14,7 @@ from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN
 
 if TYPE_CHECKING:
+    from gliclass_cli.labels import LabelSet
     from gliclass_cli.predictions import Prediction
     from gliclass_cli.records import Record
 
@@ -21,7 +22,9 @@ EPILOG = """Examples:
 
   gliclass tag "I was charged twice" -l billing -l shipping -l praise
 
-  fortune | gliclass tag -l wisdom -l nonsense"""
+  fortune | gliclass tag -l wisdom -l nonsense
+
+  gliclass tag - -l billing -l shipping"""
 
 
 # Seconds that a line of standard input waits for the next one, to be computed with it.
@@ -34,7 +37,9 @@ class TagOptions(ModelOptions, LabelOptions):
 
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", show_default=False, help="Texts; none: a text a line from standard input."),
+        typer.Argument(
+            metavar="[TEXT]...", show_default=False, help="Texts; none, or -: a text a line from standard input."
+        ),
     ] = None
 
 
@@ -42,13 +47,20 @@ def tag(options: TagOptions) -> None:
     """Label texts typed at the prompt.
 
     On a terminal the answer is a table with a bar for each score; in a pipe it is JSON Lines, as of classify.
-    Without texts, each line of standard input is one.
+    Without texts, or with - for them, each line of standard input is one. On a terminal - starts a session: a text a
+    line, and commands that change the labels (:help lists them).
     """
+    from_stdin = options.texts in (None, [], [STDIN])
     if not options.texts and is_terminal(sys.stdin):
-        raise UsageProblem('nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping')
-    if options.labels == STDIN and not options.texts:
+        raise UsageProblem(
+            'nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping, or gliclass tag - for a session'
+        )
+    if options.labels == STDIN and from_stdin:
         raise UsageProblem("standard input (-) cannot be both the label file and the texts")
     labels = options.label_set()
+    if from_stdin and is_terminal(sys.stdin) and is_terminal(sys.stdout):
+        start_session(options, labels)
+        return
     if labels is None:
         raise UsageProblem("no labels: give -l LABEL for each, or --labels FILE")
     hint_single_label(labels, options.multi)
@@ -82,13 +94,21 @@ def tag(options: TagOptions) -> None:
         raise typer.Exit(int(ExitCode.ROW_ERRORS))
 
 
+def start_session(options: TagOptions, labels: "LabelSet | None") -> None:
+    """Answer lines typed on a terminal, until the user leaves."""
+    from gliclass_cli.cli.session import Session
+
+    classifier = load_classifier(options, labels, options.calibration_file())
+    Session(classifier, labels, options.choice(), show_scores).run()
+
+
 def _records(options: TagOptions) -> "Iterator[Record]":
     """Yield the texts that were typed, or the lines of standard input."""
     from gliclass_cli.files import open_source
     from gliclass_cli.readers import ReadOptions, read_rows
     from gliclass_cli.records import Record
 
-    if options.texts:
+    if options.texts and options.texts != [STDIN]:
         yield from (Record("", number, b"", {"text": text}) for number, text in enumerate(options.texts, start=1))
         return
     with open_source(STDIN) as source:
@@ -96,12 +116,20 @@ def _records(options: TagOptions) -> "Iterator[Record]":
 
 
 def show(text: str, prediction: "Prediction") -> None:
-    """Print the text and a bar for each score, the best first."""
+    """Print the text and its scores."""
+    from gliclass_cli.writers import printable
+
+    more = "…" if can_show("…", sys.stdout) else "..."
+    _print(styled(fit(printable(text), width(sys.stdout), mark=more).rstrip(), "bold", sys.stdout))
+    show_scores(prediction)
+
+
+def show_scores(prediction: "Prediction") -> None:
+    """Print a bar for each score, the best first."""
     from gliclass_cli.writers import printable
 
     out, columns = sys.stdout, width(sys.stdout)
     more = "…" if can_show("…", out) else "..."
-    _print(styled(fit(printable(text), columns, mark=more).rstrip(), "bold", out))
     scores = _flat(prediction.scores if prediction.scores is not None else _best(prediction))
     longest = min(max((cells(printable(name)) for name in scores), default=0), max(10, columns // 3))
     room = max(1, min(40, columns - longest - 14))
