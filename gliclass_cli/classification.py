@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Literal
 
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
@@ -32,6 +33,7 @@ class Inputs:
         self.names = tuple(names)
         self.options = options
         self.columns: tuple[str, ...] | None = None
+        self.formats: dict[str, str] = {}  # of the inputs that have been opened, by name
         self.header_raw = b""
 
     def __iter__(self) -> Iterator[Record]:
@@ -42,9 +44,32 @@ class Inputs:
                 source.start = done
                 done += source.size or 0
                 rows = read_rows(source, self.options)
+                self.formats[name] = rows.format
                 if self.columns is None:
                     self.columns, self.header_raw = rows.columns, rows.header_raw
                 yield from rows.records
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """So many rows, drawn at random: the same seed draws the same of the same input."""
+
+    rows: int
+    seed: int = 0
+
+    def draw(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Read all records, and yield those drawn, in their order; no more than ``rows`` are ever held.
+
+        Reservoir sampling (Vitter 1985, algorithm R): each record is drawn with the same probability.
+        """
+        random = Random(self.seed)
+        held: list[tuple[int, Record]] = []
+        for number, record in enumerate(records):
+            if number < self.rows:
+                held.append((number, record))
+            elif (place := random.randrange(number + 1)) < self.rows:
+                held[place] = number, record
+        yield from (record for _, record in sorted(held, key=lambda item: item[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +83,7 @@ class Settings:
     on_error: OnError = "record"
     skip: int = 0
     limit: int | None = None
+    sample: Sample | None = None
 
 
 @dataclass(slots=True)
@@ -81,8 +107,8 @@ class Summary:
         self.chunked += prediction.coverage.chunks is not None
         self.split += prediction.coverage.label_groups is not None
 
-    def line(self) -> str:
-        """Return the summary for people, on one line."""
+    def line(self, more: str = "") -> str:
+        """Return the summary for people, on one line; ``more`` is one more part of it."""
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
         parts = [f"{self.rows:,} row{'' if self.rows == 1 else 's'}"]
         found = {
@@ -92,15 +118,17 @@ class Summary:
             "with labels in groups": self.split,
         }
         parts += [f"{count:,} {what}" for what, count in found.items() if count]
+        parts += [more] if more else []
         return ", ".join([*parts, f"{rate:,.1f} rows/s", f"{self.seconds:.1f} s"])
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who hears of a run: of each bad row, and of the progress after each window (with its last row)."""
+    """Who hears of a run: of each bad row, each answer, and the progress after each window (with its last row)."""
 
     bad_row: Callable[[Record, RowError], None] = lambda record, error: None
     progress: Callable[[Summary, Record], None] = lambda summary, record: None
+    answer: Callable[[Prediction], None] = lambda prediction: None
 
 
 def classify_rows(
@@ -127,10 +155,12 @@ def classify_rows(
     start = time.monotonic()
     writer: Writer | None = None
     reject = _Rejects(rejects, inputs) if rejects else None
-    records = itertools.islice(
+    records: Iterator[Record] = itertools.islice(
         inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
     )
-    for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
+    if settings.sample is not None:
+        records = settings.sample.draw(records)
+    for window in classifier.stream(queries(records, inputs, settings), settings.choice, settings.stream, stop):
         writer = writer or make_writer(inputs)
         try:
             for query, prediction in window:
@@ -174,6 +204,7 @@ def _row(
     summary.rows += 1
     if prediction is not None:
         summary.count(prediction)
+        listeners.answer(prediction)
     if error is not None and settings.on_error == "skip":
         return b""
     line = writer.row(record, prediction)
@@ -203,14 +234,14 @@ class _Rejects:
 
 
 def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
-    """Say which options classify the rest; what came through a pipe is gone."""
-    if STDIN in inputs.names:
+    """Say which options classify the rest; what came through a pipe is gone, and a sample has no rest."""
+    if STDIN in inputs.names or settings.sample is not None:
         return ""
     rest = "" if settings.limit is None else f" --limit {settings.limit - summary.rows}"
     return f"; the rest: --skip {settings.skip + summary.rows}{rest}"
 
 
-def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
+def queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
     """Find text and labels of each row; a row without them goes on as an error in its place."""
     paths = inputs.options.text_fields
     for number, record in enumerate(records):

@@ -187,6 +187,29 @@ class Composer:
         room = max(1, self._text_room() - longest)
         return PreparedLabels(labels, composed, room, len(split), self._shown(labels))
 
+    @property
+    def labels_apart(self) -> bool:
+        """Whether labels are read by themselves, not beside a text."""
+        return self.architecture in BI_ENCODERS
+
+    @property
+    def label_room(self) -> int:
+        """Return how many tokens there are for a label, or where they are read together for a group of labels."""
+        return self.folder.positions if self.labels_apart else max(0, self._label_room())
+
+    def label_tokens(self, labels: LabelSet) -> list[int]:
+        """Return how many tokens each label has as the model reads it, with those around it; none is refused."""
+        worded = self.worded(labels)
+        if self.labels_apart:
+            tokenizer = self._label_tokenizer
+            around = len(tokenizer.prefix) + len(tokenizer.suffix)
+            return [len(ids) + around for ids in tokenizer.encode(worded, first=True)]
+        return [len(ids) + 1 for ids in self.tokenizer.encode(worded, first=False)]
+
+    def readable(self, ids: Ids, *, label: bool = False) -> str:
+        """Return an input as text, the model's own tokens included; ``label``: an input of the label encoder."""
+        return (self._label_tokenizer if label else self.tokenizer).decode(ids)
+
     def check_examples(self, labels: PreparedLabels) -> None:
         """Raise UsageProblem where a bi-encoder's examples tell none of the labels from another."""
         if labels.shown is None or teachable(labels.shown.carried):

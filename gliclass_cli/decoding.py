@@ -57,7 +57,15 @@ class Decoder:
             scores=reported,
             coverage=coverage,
             logits=tuple(raw) if choice.with_logits else None,
+            uncertain=self._uncertain(ranking, scores),
         )
+
+    def _uncertain(self, ranking: list[int], scores: list[float]) -> bool:
+        if self.choice.review is None:
+            return False
+        low, high = self.choice.review
+        looked_at = ranking if self.choice.multi else ranking[:1]
+        return any(low <= scores[j] <= high for j in looked_at)
 
     def _accepted(self, ranking: list[int], scores: list[float], names: tuple[str, ...]) -> list[int]:
         """Return the indices of the labels that are taken, the best first."""

@@ -31,7 +31,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.DONE: "done (abstaining is a result)",
-    ExitCode.NEGATIVE: "negative answer: --select found nothing, or eval --fail-under was missed",
+    ExitCode.NEGATIVE: "negative answer: --select found nothing, eval --fail-under was missed, labels check has doubts",
     ExitCode.USAGE: "usage: options, labels or a label file are wrong",
     ExitCode.INPUT: "input unusable: missing, a directory, binary, damaged, or --on-error stop met a bad row",
     ExitCode.MODEL: "model or backend unusable, or an extra not installed",

@@ -117,6 +117,21 @@ def combine(sets: Sequence[LabelSet]) -> LabelSet:
     return _collect(entries)
 
 
+def without(labels: LabelSet, names: Iterable[str]) -> LabelSet | None:
+    """Return a set without some of its labels, None where none are left. Raises LabelProblem for one it lacks."""
+    dropped = set(names)
+    for name in dropped - set(labels.names):
+        raise LabelProblem(f"{name!r} is not one of the labels: {', '.join(labels.names)}")
+    kept = [j for j, name in enumerate(labels.names) if name not in dropped]
+    if not kept:
+        return None
+    return LabelSet(
+        tuple(labels.names[j] for j in kept),
+        tuple(labels.descriptions[j] for j in kept),
+        tuple(labels.paths[j] for j in kept),
+    )
+
+
 def _load_json(text: str) -> Any:
     """Read JSON, but let no key given twice vanish. Raises LabelProblem, json.JSONDecodeError."""
 

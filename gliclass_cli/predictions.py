@@ -33,7 +33,8 @@ class Choice:
 
     Single-label takes the best label, if it reaches ``threshold`` where one is set. ``multi`` takes every label
     at or above ``threshold`` (where none is set, above those of the calibration). ``top_k`` limits the scores
-    reported, never the labels. ``with_logits`` keeps what the model gave in ``Prediction.logits``.
+    reported, never the labels. ``with_logits`` keeps what the model gave in ``Prediction.logits``. ``review`` holds
+    the lowest and the highest score of an answer that is ``Prediction.uncertain``.
     """
 
     multi: bool = False
@@ -43,6 +44,7 @@ class Choice:
     with_scores: bool = True
     nested: bool = False
     with_logits: bool = False
+    review: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Prediction:
 
     ``label`` is the best accepted label or None, ``score`` its score, ``labels`` all accepted ones, best first;
     ``scores`` every candidate (or the best few) with its score 0..1, ``logits`` of every candidate in its order; each
-    None where not asked for.
+    None where not asked for. ``uncertain``: the score of the best label, or with ``multi`` that of any label, is within
+    ``Choice.review``.
     """
 
     label: str | None
@@ -88,6 +91,7 @@ class Prediction:
     scores: Mapping[str, Any] | None = None
     coverage: Coverage = Coverage()
     logits: tuple[float, ...] | None = None
+    uncertain: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value of a row's ``prediction`` key."""

@@ -52,6 +52,11 @@ class Tokenizer:
         number: int | None = self._original.token_to_id(token)
         return number
 
+    def decode(self, ids: Ids) -> str:
+        """Return ids as text for people, control tokens included."""
+        text: str = self._original.decode(ids.tolist(), skip_special_tokens=False)
+        return text
+
     def encode(self, texts: Sequence[str], *, first: bool = True) -> list[Ids]:
         """Tokenise texts, nothing added and nothing cut; ``first``: no other piece of the input stands before."""
         tokenizer = self._first if first else self._later

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from gliclass_cli.cells import cut, fit
 from gliclass_cli.errors import InputUnusable
 from gliclass_cli.labels import CELL_SEPARATOR
 from gliclass_cli.predictions import Prediction
@@ -183,8 +184,8 @@ class TableWriter:
 
     def _line(self, score: str, label: str, text: str) -> bytes:
         label = printable(label)
-        line = f"{score:>5}  {label[: self.label_width]:<{self.label_width}}  {printable(text)}"
-        return line[: self.width].rstrip().encode("utf-8", "backslashreplace") + b"\n"
+        line = f"{score:>5}  {fit(label, self.label_width)}  {printable(text)}"
+        return cut(line, self.width).rstrip().encode("utf-8", "backslashreplace") + b"\n"
 
 
 @dataclass(slots=True)
@@ -209,6 +210,25 @@ class SelectWriter:
     def end(self) -> bytes:
         """Return nothing."""
         return b""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewWriter:
+    """Only the rows whose answer is uncertain, as another writer writes them."""
+
+    writer: Writer
+
+    def check(self, record: Record) -> RowError | None:
+        """Return what the other writer says."""
+        return self.writer.check(record)
+
+    def row(self, record: Record, prediction: Prediction | None) -> bytes:
+        """Return the bytes of an uncertain row."""
+        return self.writer.row(record, prediction) if prediction is not None and prediction.uncertain else b""
+
+    def end(self) -> bytes:
+        """Return what makes the output whole."""
+        return self.writer.end()
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,6 @@
 """Settings of Hypothesis, and what several test files share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,14 @@ from gliclass_cli.records import Record
 # The same examples in every run; a busy machine is no failure.
 settings.register_profile("gliclass", derandomize=True, max_examples=100, deadline=None, database=None)
 settings.load_profile("gliclass")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The defaults that whoever runs the tests has set for themselves are none of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from gliclass_cli.cells import cells
 from gliclass_cli.cli.app import app
 from gliclass_cli.cli.options import Format
 from gliclass_cli.readers import FORMATS
@@ -625,14 +626,12 @@ def on_terminal(*arguments: str, env: dict[str, str] | None = None) -> tuple[str
     with spawn(*arguments, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         shown = b""
-        while True:
+        # The end of a terminal's output is not told everywhere: nothing more comes of a process that has ended.
+        while select.select([master], [], [], 0.2)[0] or process.poll() is None:
             try:
-                data = os.read(master, 65536)
+                shown += os.read(master, 65536) if select.select([master], [], [], 0)[0] else b""
             except OSError:
                 break
-            if not data:
-                break
-            shown += data
     os.close(master)
     return shown.decode(), process.returncode
 
@@ -669,9 +668,49 @@ def test_tag_goes_on_after_a_bad_line_and_says_so() -> None:
 
 def test_tag_on_a_terminal_without_scores_or_without_unicode() -> None:
     shown, _ = on_terminal("tag", "I was charged twice", *LABELS, "--no-scores", env={"NO_COLOR": "1", "TERM": "dumb"})
-    assert re.fullmatch(r"I was charged twice\s+billing 0?\s*0\.\d{3} ━+\s*", shown)
+    assert re.fullmatch(r"I was charged twice\s+billing 0?\s*0\.\d{3} =+\s*", shown)
     shown, code = on_terminal("tag", "I was charged twice", *LABELS, env={"PYTHONIOENCODING": "ascii"})
     assert (code, "===" in shown) == (0, True)
+
+
+def test_wide_characters_are_aligned() -> None:
+    shown, _ = on_terminal("tag", "届かない 🎉", "-l", "配送", "-l", "billing", env={"NO_COLOR": "1"})
+    assert re.search(r"^  配送    +\d", shown, re.M)
+    assert re.search(r"^  billing +\d", shown, re.M)
+    rows = gliclass("classify", "-l", "配送", "-l", "billing", "--output-format", "table", stdin="届\ncharged\n").stdout
+    columns = {cells(re.split(r"  (?=届|charged)", line)[0]) for line in rows.splitlines()}
+    assert columns == {5 + 2 + 7}
+
+
+def test_colours_follow_the_environment() -> None:
+    stored = '{"text":"a","label":"x","prediction":{"label":"x","score":1.0,"labels":["x"],"scores":{"x":1.0}}}\n'
+    for env, coloured in (({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)):
+        assert ("\x1b[1m" in gliclass("eval", stdin=stored, env=env).stdout) == coloured
+    for env, coloured in (({}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)):
+        assert ("\x1b[" in on_terminal("tag", "x", *LABELS, env=env)[0]) == coloured
+
+
+def test_windows_line_ends(tmp_path: Path) -> None:
+    labels, examples = tmp_path / "labels.txt", tmp_path / "solved.jsonl"
+    labels.write_bytes(b"\xef\xbb\xbfbilling\tmoney\r\nshipping\r\n\r\npraise\r\n")
+    examples.write_bytes(b'{"text":"x","labels":["billing"]}\r\n{"text":"y","labels":["shipping"]}\r\n')
+    texts = ["charged twice", "my parcel"]
+    inputs = {
+        "rows.jsonl": b"".join(b'{"text":"%s"}\r\n' % text.encode() for text in texts),
+        "rows.csv": b"text\r\n" + b"".join(text.encode() + b"\r\n" for text in texts),
+        "rows.txt": b"".join(text.encode() + b"\r\n" for text in texts),
+    }
+    for name, data in inputs.items():
+        (tmp_path / name).write_bytes(data)
+        arguments = ("classify", str(tmp_path / name), "--labels", str(labels), "--examples", str(examples))
+        found = rows_of(gliclass(*arguments))
+        assert [row["text"] for row in found] == texts
+        assert list(found[0]["prediction"]["scores"]) == ["billing", "shipping", "praise"]
+        selected = gliclass(
+            *arguments, *(word for name in ("billing", "shipping", "praise") for word in ("--select", name))
+        )
+        assert selected.stdout_bytes == data
+    assert [row["text"] for row in rows_of(gliclass("tag", "--labels", str(labels), stdin=inputs["rows.txt"]))] == texts
 
 
 def test_tag_ends_with_130_on_ctrl_c() -> None:

@@ -8,11 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "gliclass_cli"
 FLOORS = [
     {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "metrics"}
-    | {"gold", "json_scanner"},
+    | {"gold", "json_scanner", "cells"},
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
     | {"calibration"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
-    {"classification", "export", "evaluation", "plots", "training", "benchmark"},
+    {"classification", "export", "evaluation", "plots", "training", "benchmark"} | {"rehearsal"},
     {"cli"},
 ]
 OWNERS = {

@@ -41,6 +41,10 @@ def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     assert not loaded(*arguments) & heavy
 
 
+def test_without_a_configuration_file_no_toml_is_read() -> None:
+    assert "tomllib" not in loaded("tag", "hello", "-l", "greeting", "-l", "billing")
+
+
 def test_a_run_imports_neither_torch_nor_the_hub() -> None:
     modules = loaded("tag", "hello", "-l", "greeting", "-l", "billing")
     assert "onnxruntime" in modules

@@ -14,11 +14,13 @@ from gliclass_cli.cli.bench import BenchOptions, bench
 from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
 from gliclass_cli.cli.classify import ClassifyOptions, classify
 from gliclass_cli.cli.completions import CompletionsOptions, completions_of
-from gliclass_cli.cli.doctor import DoctorOptions, doctor
+from gliclass_cli.cli.config import default_map
+from gliclass_cli.cli.doctor import DoctorOptions, doctor_of
 from gliclass_cli.cli.evaluate import EPILOG as EVAL_EPILOG
 from gliclass_cli.cli.evaluate import EvalOptions, evaluate
 from gliclass_cli.cli.export import EPILOG as EXPORT_EPILOG
 from gliclass_cli.cli.export import ExportOptions, export
+from gliclass_cli.cli.labels import labels
 from gliclass_cli.cli.models import models
 from gliclass_cli.cli.options import command
 from gliclass_cli.cli.tag import EPILOG as TAG_EPILOG
@@ -26,16 +28,27 @@ from gliclass_cli.cli.tag import TagOptions, tag
 from gliclass_cli.cli.terminal import say
 from gliclass_cli.cli.train import EPILOG as TRAIN_EPILOG
 from gliclass_cli.cli.train import TrainOptions, train
-from gliclass_cli.errors import ExitCode, GliclassError
+from gliclass_cli.errors import ExitCode, GliclassError, UsageProblem
 
-EPILOG = "Every option can also be set in the environment as GLICLASS_<OPTION>. More: man gliclass"
+EPILOG = (
+    "Every option can also be set in the environment as GLICLASS_<OPTION>, or in ~/.config/gliclass/config.toml. "
+    "More: man gliclass"
+)
+
+
+_WORDS = "gliclass.words"  # of the command line
 
 
 class _Group(TyperGroup):
     """Turns our errors into one line on stderr and an exit code; tracebacks only with GLICLASS_DEBUG=1."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
+            ctx.default_map = self._defaults(ctx)
             return super().invoke(ctx)
         except GliclassError as error:
             _debug()
@@ -43,6 +56,16 @@ class _Group(TyperGroup):
             raise typer.Exit(int(error.exit_code)) from error
         except OSError as error:  # all that we open has its own message: this is standard output
             raise typer.Exit(int(_output_failed(error))) from error
+
+    def _defaults(self, ctx: Any) -> dict[str, Any]:
+        """Return the defaults of the user's file. Raises UsageProblem, except where help is to be had of it."""
+        try:
+            return default_map(self)
+        except UsageProblem:
+            words = ctx.meta[_WORDS]
+            if words[:1] == ("doctor",) or {"-h", "--help"} & set(words):
+                return {}
+            raise
 
 
 app = typer.Typer(
@@ -82,8 +105,9 @@ command(app, EvalOptions, "eval", epilog=EVAL_EPILOG)(evaluate)
 command(app, TrainOptions, "train", epilog=TRAIN_EPILOG)(train)
 command(app, ExportOptions, "export", epilog=EXPORT_EPILOG)(export)
 command(app, BenchOptions, "bench", epilog=BENCH_EPILOG)(bench)
+app.add_typer(labels, name="labels")
 app.add_typer(models, name="models")
-command(app, DoctorOptions, "doctor")(doctor)
+command(app, DoctorOptions, "doctor")(doctor_of(app))
 command(app, CompletionsOptions, "completions")(completions_of(app))
 
 

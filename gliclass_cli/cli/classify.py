@@ -2,13 +2,15 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gliclass_cli.cells import cells
 from gliclass_cli.cli.options import (
+    MOST_ROWS,
     InputOptions,
     LabelOptions,
     ModelOptions,
@@ -18,9 +20,11 @@ from gliclass_cli.cli.options import (
     load_classifier,
     option,
 )
+from gliclass_cli.cli.summary import LabelCounts
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
 from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem
 from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
+from gliclass_cli.predictions import Choice
 
 if TYPE_CHECKING:
     from gliclass_cli.classification import Inputs, Settings
@@ -58,6 +62,23 @@ class RowLabelOptions(LabelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Which of the rows are taken."""
+
+    sample: Annotated[
+        int | None,
+        option(
+            "--sample",
+            help="Take N rows drawn at random from all that are read, in their order.",
+            min=1,
+            max=MOST_ROWS,
+            metavar="N",
+        ),
+    ] = None
+    seed: Annotated[int, option("--seed", help="Which rows --sample draws.", metavar="N")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What is written, and where."""
 
@@ -78,6 +99,15 @@ class OutputOptions:
             metavar="LABEL",
         ),
     ] = None
+    review: Annotated[
+        str | None,
+        option(
+            "--review",
+            help="Write only uncertain rows: the score of the best label (with --multi of any label) is from LOW to "
+            "HIGH.",
+            metavar="LOW:HIGH",
+        ),
+    ] = None
     as_key: Annotated[
         str, option("--as", help="Name of the key, or of the columns, that is added.", metavar="NAME")
     ] = "prediction"
@@ -92,7 +122,7 @@ class OutputOptions:
 
 # Bases count from the last to the first: labels come first in the help.
 @dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, RowLabelOptions):
+class ClassifyOptions(ModelOptions, OutputOptions, SampleOptions, InputOptions, RowLabelOptions):
     """Everything that ``classify`` takes."""
 
     linger: Annotated[
@@ -101,7 +131,15 @@ class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, RowLabelOptions
     batch_tokens: Annotated[
         int | None, option("--batch-tokens", help="Tokens computed in one go, padding included.", min=1, metavar="N")
     ] = None
-    quiet: Annotated[bool, option("-q", "--quiet", help="No progress, no summary; errors only.")] = False
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Show what would be done, by the first rows; load no weights, write nothing.")
+    ] = False
+    summary: Annotated[bool, option("--summary", help="At the end, count the labels, on stderr.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", help="No progress, no summary line; errors only.")] = False
+
+    def choice(self) -> Choice:
+        """Return how scores become labels, and which are to be reviewed. Raises UsageProblem."""
+        return replace(super().choice(), review=None if self.review is None else _scores_between(self.review))
 
 
 def classify(options: ClassifyOptions) -> None:
@@ -117,18 +155,31 @@ def classify(options: ClassifyOptions) -> None:
     """
     names = options.names("classify", _USUAL_WAYS)
     labels = _labels(options)
+    options.choice()
     calibration = options.calibration_file()
     _check_files(options, names)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
+
+    inputs = Inputs(names, options.read_options())
+    if options.dry_run:
+        from gliclass_cli.cli.rehearsal import show_rehearsal
+
+        show_rehearsal(inputs, _settings(options, labels), options.model, options.reading())
+        return
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
 
-    inputs = Inputs(names, options.read_options())
     classifier = load_classifier(options, labels, calibration)
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
     progress = Progress(names, shown=shown)
     bad_rows = BadRows(progress, " (--rejects FILE keeps them all)")
+    counts = LabelCounts(labels)
+
+    def on_bad_row(record: "Record", error: "RowError") -> None:
+        bad_rows.tell(record, error)
+        counts.count_error()
+
     with ExitStack() as stack:
         output = stack.enter_context(Output(options.output))
         rejects = stack.enter_context(Output(options.rejects)) if options.rejects is not None else None
@@ -143,7 +194,7 @@ def classify(options: ClassifyOptions) -> None:
                 output,
                 _settings(options, labels),
                 rejects=rejects,
-                listeners=Listeners(bad_rows.tell, progress.show),
+                listeners=Listeners(on_bad_row, progress.show, counts.count),
                 stop=stop,
             )
         except (InputUnusable, Interrupted) as error:
@@ -154,7 +205,9 @@ def classify(options: ClassifyOptions) -> None:
             )
             raise type(error)(f"{error}{kept}") from error
     if not options.quiet:
-        say(summary.line())
+        say(summary.line(f"{summary.written:,} to review" if options.review else ""))
+    if options.summary:
+        counts.tell()
     if summary.errors:
         raise typer.Exit(int(ExitCode.ROW_ERRORS))
     if options.select and not summary.written:
@@ -180,6 +233,18 @@ class BadRows:
         """Tell how many there were beyond those told."""
         if self._count > _TOLD_ROWS:
             say(f"... and {self._count - _TOLD_ROWS:,} more rows with errors{self._hint}")
+
+
+def _scores_between(text: str) -> tuple[float, float]:
+    """Read LOW:HIGH; nothing stands for 0, or for 1. Raises UsageProblem."""
+    low, colon, high = text.partition(":")
+    try:
+        between = float(low or 0), float(high or 1)
+        if colon and 0 <= between[0] <= between[1] <= 1:
+            return between
+    except ValueError:
+        pass
+    raise UsageProblem(f"--review {text!r}: two scores from 0 to 1 belong here, for example 0.4:0.7")
 
 
 def _selected(options: ClassifyOptions) -> list[str]:
@@ -225,7 +290,7 @@ def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
 
 
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":
-    from gliclass_cli.classification import Settings
+    from gliclass_cli.classification import Sample, Settings
     from gliclass_cli.classifier import StreamOptions
 
     return Settings(
@@ -236,11 +301,20 @@ def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings"
         on_error=options.on_error.value,
         skip=options.skip,
         limit=options.limit,
+        sample=None if options.sample is None else Sample(options.sample, options.seed),
     )
 
 
 def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
     """Build the writer, once the first input is open and its columns are known."""
+    from gliclass_cli.writers import ReviewWriter
+
+    writer = _whole_writer(options, labels, inputs)
+    return writer if options.review is None else ReviewWriter(writer)
+
+
+def _whole_writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
+    """Build the writer of all rows."""
     from gliclass_cli import writers
 
     if options.select:
@@ -257,9 +331,9 @@ def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs
     if kind is OutputFormat.label:
         return writers.LabelWriter()
     if kind is OutputFormat.table:
-        longest = max((len(name) for name in labels.names), default=5) if labels else 20
+        longest = max((cells(name) for name in labels.names), default=5) if labels else 20
         fields = tuple(options.text_field or ())
-        return writers.TableWriter(min(longest, 30), width(), fields)
+        return writers.TableWriter(min(longest, 30), width(sys.stdout), fields)
     return writers.JsonlWriter(options.as_key, with_source=len(inputs.names) > 1)
 
 

@@ -3,12 +3,15 @@
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
+from gliclass_cli.cli.config import config_path, default_map, read_config, unknown_variables, variables
 from gliclass_cli.cli.options import RuntimeOptions
 from gliclass_cli.errors import ExitCode, GliclassError
 
@@ -23,16 +26,37 @@ class DoctorOptions(RuntimeOptions):
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
 
-def doctor(options: DoctorOptions) -> None:
-    """Check the installation.
+def doctor_of(app: typer.Typer) -> Callable[[DoctorOptions], None]:
+    """Return the command that checks the installation, and what is set for the commands of ``app``."""
 
-    Shows versions, the cores that may be used and the model, checks the model's file against its digest and its answer
-    to an example against the one it was shipped with. Exit code 4 if anything is wrong.
-    """
+    def doctor(options: DoctorOptions) -> None:
+        """Check the installation.
+
+        Shows versions, the cores that may be used, what the configuration file and the environment set, and the model;
+        checks the model's file against its digest and its answer to an example against the one it was shipped with.
+        Exit code 4 if anything is wrong.
+        """
+        report = _report(options, get_command(app))
+        if options.as_json:
+            typer.echo(json.dumps(report))
+        else:
+            longest = max(map(len, report))
+            for name, value in report.items():
+                typer.echo(f"{name:<{longest}}  {_shown(value)}")
+        sys.stdout.flush()
+        if not report["ready"]:
+            raise typer.Exit(int(ExitCode.MODEL))
+
+    return doctor
+
+
+def _report(options: DoctorOptions, root: Any) -> dict[str, Any]:
+    """Return all that is found, by name."""
     from gliclass_cli import __version__
     from gliclass_cli.cores import available_cores
     from gliclass_cli.loading import devices
 
+    path = config_path()
     report: dict[str, Any] = {
         "gliclass": __version__,
         "python": platform.python_version(),
@@ -41,23 +65,51 @@ def doctor(options: DoctorOptions) -> None:
         **{name: _version(name) or "not installed (optional)" for name in _OPTIONAL},
         "cores": available_cores(),
         "devices": ", ".join(devices()),
+        "config_file": f"{path}{'' if path and path.is_file() else ' (not there)'}",
+        "config": {},
+        "environment": variables(),
     }
-    try:
-        report |= _check_model(options)
-        ready = True
-    except GliclassError as error:
-        report["problem"] = str(error)
-        ready = False
-    report["ready"] = ready and all(_version(name) for name in _LIBRARIES)
-    if options.as_json:
-        typer.echo(json.dumps(report))
-    else:
-        longest = max(map(len, report))
-        for name, value in report.items():
-            typer.echo(f"{name:<{longest}}  {value}")
-    sys.stdout.flush()
-    if not report["ready"]:
-        raise typer.Exit(int(ExitCode.MODEL))
+    unknown = unknown_variables(root)
+    if unknown:
+        report["unknown_variables"] = {
+            name: f"no option has it{f'; did you mean {near}?' if near else ''}" for name, near in unknown.items()
+        }
+    problems = []
+    for check in (lambda: {"config": _set_by_file(root)}, lambda: _check_model(options)):
+        try:
+            report |= check()
+        except GliclassError as error:
+            problems.append(str(error))
+    if problems:
+        report["problem"] = "; ".join(problems)
+    report["ready"] = not problems and all(_version(name) for name in _LIBRARIES)
+    return report
+
+
+def _set_by_file(root: Any) -> dict[str, Any]:
+    """Return what the configuration file sets, by table and key. Raises UsageProblem."""
+    default_map(root)  # all of it must be right
+    return dict(_flat(read_config()))
+
+
+def _flat(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _shown(value: Any) -> str:
+    """Return a value on one line."""
+    from gliclass_cli.writers import printable
+
+    if not isinstance(value, dict):
+        return str(value)
+    return (
+        ", ".join(f"{name} = {printable(json.dumps(below, ensure_ascii=False))}" for name, below in value.items())
+        or "-"
+    )
 
 
 def _check_model(options: DoctorOptions) -> dict[str, Any]:

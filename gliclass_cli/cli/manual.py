@@ -54,6 +54,14 @@ def _page(command: Command, root: Command) -> str:
         ".TP",
         "\\fBNO_COLOR\\fR",
         "No colours, if not empty.",
+        ".TP",
+        "\\fBFORCE_COLOR\\fR",
+        "Colours off a terminal too, if not empty.",
+        ".SH FILES",
+        ".TP",
+        "\\fI$XDG_CONFIG_HOME/gliclass/config.toml\\fR, or \\fI~/.config/gliclass/config.toml\\fR",
+        "Defaults of options, as TOML: a table for each command ([classify], [models.info]), and [defaults] for all "
+        "commands that have the option. The command line comes first, then the environment, then this file.",
     ]
     if command.epilog.startswith("Examples"):
         lines += [".SH EXAMPLES", *_examples(command.epilog)]

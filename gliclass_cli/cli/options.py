@@ -1,7 +1,7 @@
 """The options of the commands: a frozen dataclass for each group, and a decorator that gives them to Typer.
 
 A command is a plain function of one argument, the dataclass of its options. Every option can also be set as
-``GLICLASS_<OPTION>`` in the environment; a flag wins.
+``GLICLASS_<OPTION>`` in the environment, or in a file (see ``config.py``); a flag wins, then the environment.
 """
 
 import inspect
@@ -40,7 +40,7 @@ def option(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
 
 
-_MOST_ROWS = 10**15
+MOST_ROWS = 10**15
 _DEBUG = typer.Option("--debug", help="Show the traceback of an error.")
 
 
@@ -72,11 +72,13 @@ def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -
     """Register a function of one options dataclass as a command whose parameters are the dataclass's fields."""
 
     def register(function: Callable[[Options], None]) -> Callable[[Options], None]:
-        def run(**values: Any) -> None:
+        def run(context: typer.Context, **values: Any) -> None:
             if values.pop("debug"):
                 os.environ["GLICLASS_DEBUG"] = "1"
             for name, variable in lists.items():
-                if not values[name] and (lines := os.environ.get(variable)):
+                source = context.get_parameter_source(name)
+                typed = source is not None and source.name == "COMMANDLINE"
+                if not typed and (lines := os.environ.get(variable)):
                     values[name] = lines.splitlines()
             function(kind(**{key: _valid(value) for key, value in values.items()}))
 
@@ -84,9 +86,10 @@ def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -
         lists = _take_variables_of_lists(hints)
         run.__doc__ = function.__doc__
         run.__name__ = function.__name__
-        run.__annotations__ = {**hints, "return": None}
+        run.__annotations__ = {"context": typer.Context, **hints, "return": None}
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
+            [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+            + [
                 inspect.Parameter(
                     item.name,
                     inspect.Parameter.KEYWORD_ONLY,
@@ -163,7 +166,8 @@ def _device(value: str) -> str:
     return value
 
 
-def _label_template(value: str | None) -> str | None:
+def label_template(value: str | None) -> str | None:
+    """Return a wording of labels. Raises UsageProblem where the label has no place in it."""
     if value is not None and LABEL_SLOT not in value:
         raise UsageProblem(f"--template {value!r} has no {LABEL_SLOT}; for example 'This text is about {LABEL_SLOT}.'")
     return value
@@ -198,8 +202,8 @@ class InputOptions:
     no_header: Annotated[
         bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
     ] = False
-    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=_MOST_ROWS, metavar="N")] = 0
-    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=_MOST_ROWS, metavar="N")] = (
+    skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=MOST_ROWS, metavar="N")] = 0
+    limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=MOST_ROWS, metavar="N")] = (
         None
     )
 
@@ -393,7 +397,7 @@ class ModelOptions(RuntimeOptions):
             "--template",
             help="Wording of a label for the model, {label} in it; default: the model's own.",
             metavar="TEXT",
-            callback=_label_template,
+            callback=label_template,
         ),
     ] = None
     prompt: Annotated[

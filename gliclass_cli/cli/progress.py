@@ -37,7 +37,7 @@ class Progress:
                 leave=False,
                 bar_format=bar + "{desc} [{elapsed}" + left + "]",
                 delay=_PIPE_DELAY if is_pipe(sys.stdout) else 0,
-                ncols=width(),
+                ncols=width(sys.stderr),
                 nrows=24,
             )
         return self

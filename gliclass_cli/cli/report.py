@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gliclass_cli.cli.terminal import wants_color
+from gliclass_cli.cells import cells, cut, fit
+from gliclass_cli.cli.terminal import styled
 from gliclass_cli.writers import printable
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ _WIDEST_LABEL = 40
 
 def show_report(report: "Report", values: Mapping[str, Any], tuned: "Tuned | None") -> None:
     """Print the report; ``values`` are those of its JSON."""
-    bold = wants_color(sys.stdout)
     for title, lines in _sections(report, values, tuned):
-        typer.echo(f"\n\033[1m{title}\033[0m" if bold else f"\n{title}")
+        typer.echo("\n" + styled(title, "bold", sys.stdout), color=True)
         for line in lines:
             typer.echo(f"  {line}")
 
@@ -92,17 +92,17 @@ def _number(value: float) -> str:
 
 def table(head: tuple[str, ...], rows: list[Any], texts: int = 1) -> list[str]:
     """Lay out rows under a head; the first ``texts`` columns are texts, the others numbers."""
-    cells = [head, *[tuple(_cell(value) for value in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = [head, *[tuple(_cell(value) for value in row) for row in rows]]
+    widths = [max(cells(row[column]) for row in lines) for column in range(len(head))]
     return [
         "  ".join(
-            cell.ljust(width) if column < texts else cell.rjust(width)
+            fit(cell, width) if column < texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in cells
+        for row in lines
     ]
 
 
 def _cell(value: Any) -> str:
     text = printable(value) if isinstance(value, str) else f"{value:,}"
-    return text if len(text) <= _WIDEST_LABEL else text[: _WIDEST_LABEL - 3] + "..."
+    return text if cells(text) <= _WIDEST_LABEL else cut(text, _WIDEST_LABEL - 3) + "..."

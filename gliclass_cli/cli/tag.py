@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gliclass_cli.cells import cells, fit
 from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label, load_classifier
-from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, wants_color, width
+from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, styled, width
 from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN
 
 if TYPE_CHECKING:
+    from gliclass_cli.labels import LabelSet
     from gliclass_cli.predictions import Prediction
     from gliclass_cli.records import Record
 
@@ -20,7 +22,9 @@ EPILOG = """Examples:
 
   gliclass tag "I was charged twice" -l billing -l shipping -l praise
 
-  fortune | gliclass tag -l wisdom -l nonsense"""
+  fortune | gliclass tag -l wisdom -l nonsense
+
+  gliclass tag - -l billing -l shipping"""
 
 
 # Seconds that a line of standard input waits for the next one, to be computed with it.
@@ -33,7 +37,9 @@ class TagOptions(ModelOptions, LabelOptions):
 
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", show_default=False, help="Texts; none: a text a line from standard input."),
+        typer.Argument(
+            metavar="[TEXT]...", show_default=False, help="Texts; none, or -: a text a line from standard input."
+        ),
     ] = None
 
 
@@ -41,13 +47,20 @@ def tag(options: TagOptions) -> None:
     """Label texts typed at the prompt.
 
     On a terminal the answer is a table with a bar for each score; in a pipe it is JSON Lines, as of classify.
-    Without texts, each line of standard input is one.
+    Without texts, or with - for them, each line of standard input is one. On a terminal - starts a session: a text a
+    line, and commands that change the labels (:help lists them).
     """
+    from_stdin = options.texts in (None, [], [STDIN])
     if not options.texts and is_terminal(sys.stdin):
-        raise UsageProblem('nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping')
-    if options.labels == STDIN and not options.texts:
+        raise UsageProblem(
+            'nothing to tag: gliclass tag "I was charged twice" -l billing -l shipping, or gliclass tag - for a session'
+        )
+    if options.labels == STDIN and from_stdin:
         raise UsageProblem("standard input (-) cannot be both the label file and the texts")
     labels = options.label_set()
+    if from_stdin and is_terminal(sys.stdin) and is_terminal(sys.stdout):
+        start_session(options, labels)
+        return
     if labels is None:
         raise UsageProblem("no labels: give -l LABEL for each, or --labels FILE")
     hint_single_label(labels, options.multi)
@@ -71,7 +84,7 @@ def tag(options: TagOptions) -> None:
                     errors += 1
                     say(f"{record.where}: {record.error.message}" if record.source else record.error.message)
                 if prediction is not None and pretty:
-                    _show(query.text or "", prediction)
+                    show(query.text or "", prediction)
                 elif not pretty:
                     output.write(writer.row(record, prediction))
             output.flush()
@@ -81,47 +94,60 @@ def tag(options: TagOptions) -> None:
         raise typer.Exit(int(ExitCode.ROW_ERRORS))
 
 
+def start_session(options: TagOptions, labels: "LabelSet | None") -> None:
+    """Answer lines typed on a terminal, until the user leaves."""
+    from gliclass_cli.cli.session import Session
+
+    classifier = load_classifier(options, labels, options.calibration_file())
+    Session(classifier, labels, options.choice(), show_scores).run()
+
+
 def _records(options: TagOptions) -> "Iterator[Record]":
     """Yield the texts that were typed, or the lines of standard input."""
     from gliclass_cli.files import open_source
     from gliclass_cli.readers import ReadOptions, read_rows
     from gliclass_cli.records import Record
 
-    if options.texts:
+    if options.texts and options.texts != [STDIN]:
         yield from (Record("", number, b"", {"text": text}) for number, text in enumerate(options.texts, start=1))
         return
     with open_source(STDIN) as source:
         yield from read_rows(source, ReadOptions(format="text")).records
 
 
-def _show(text: str, prediction: "Prediction") -> None:
-    """Print the text and a bar for each score, the best first."""
-    from rich.cells import cell_len, set_cell_size
-    from rich.console import Console
-    from rich.text import Text
-
+def show(text: str, prediction: "Prediction") -> None:
+    """Print the text and its scores."""
     from gliclass_cli.writers import printable
 
-    console = Console(no_color=not wants_color(sys.stdout), highlight=False, width=width(), soft_wrap=False)
-    console.print(Text(printable(text), style="bold"), overflow="ellipsis", no_wrap=True)
+    more = "…" if can_show("…", sys.stdout) else "..."
+    _print(styled(fit(printable(text), width(sys.stdout), mark=more).rstrip(), "bold", sys.stdout))
+    show_scores(prediction)
+
+
+def show_scores(prediction: "Prediction") -> None:
+    """Print a bar for each score, the best first."""
+    from gliclass_cli.writers import printable
+
+    out, columns = sys.stdout, width(sys.stdout)
+    more = "…" if can_show("…", out) else "..."
     scores = _flat(prediction.scores if prediction.scores is not None else _best(prediction))
-    longest = min(max((cell_len(name) for name in scores), default=0), max(10, width() // 3))
-    room = max(1, min(40, width() - longest - 14))
-    bar = "━" if can_show("━") else "="
+    longest = min(max((cells(printable(name)) for name in scores), default=0), max(10, columns // 3))
+    room = max(1, min(40, columns - longest - 14))
+    bar = "━" if can_show("━", out) else "="
     for name, score in sorted(scores.items(), key=lambda item: -item[1]):
         chosen = name in prediction.labels
-        shown = printable(name)
-        if cell_len(shown) > longest:
-            shown = set_cell_size(shown, longest - 1) + ("…" if can_show("…") else ".")
-        line = Text("  ")
-        line.append(set_cell_size(shown, longest), style="bold" if chosen else "")
-        line.append(f" {score:6.3f} ")
-        line.append(bar * round(score * room), style="green" if chosen else "dim")
-        console.print(line, overflow="crop", no_wrap=True)
+        shown = fit(printable(name), longest, mark=more)
+        shown = styled(shown, "bold", out) if chosen else shown
+        filled = styled(bar * round(score * room), "green" if chosen else "dim", out)
+        _print(f"  {shown} {score:6.3f} {filled}".rstrip())
     if not prediction.labels:
-        console.print(Text("  no label reaches the threshold", style="dim"))
+        _print(styled("  no label reaches the threshold", "dim", out))
     for note in _coverage(prediction):
-        console.print(Text(f"  {note}", style="yellow"))
+        _print(styled(f"  {note}", "yellow", out))
+
+
+def _print(line: str) -> None:
+    typer.echo(line, color=True)  # whether there are colours is decided before
 
 
 def _coverage(prediction: "Prediction") -> list[str]:

@@ -7,11 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from shutil import get_terminal_size
 from types import FrameType
 from typing import TextIO
 
 from gliclass_cli.errors import ExitCode
+
+_STYLES = {"bold": "1", "dim": "2", "green": "32", "yellow": "33"}
 
 
 def is_terminal(stream: object) -> bool:
@@ -29,28 +30,52 @@ def is_pipe(stream: TextIO) -> bool:
 
 
 def wants_color(stream: object) -> bool:
-    """Tell whether colours may be used on a stream: never off a terminal, with NO_COLOR or on a dumb one."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Tell whether colours may be used on a stream.
+
+    Never with NO_COLOR; off a terminal and on a dumb one only with FORCE_COLOR.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (is_terminal(stream) and not _is_dumb())
 
 
-def can_show(character: str) -> bool:
-    """Tell whether standard output's encoding has a character."""
+def styled(text: str, style: str, stream: object) -> str:
+    """Return text in a style (see ``_STYLES``), plain where no colours are wanted on a stream."""
+    return f"\033[{_STYLES[style]}m{text}\033[0m" if text and wants_color(stream) else text
+
+
+def can_show(character: str, stream: TextIO) -> bool:
+    """Tell whether a stream's encoding, and the terminal, have a character; a dumb one has ASCII only."""
     try:
-        character.encode(sys.stdout.encoding or "ascii")
+        character.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
         return False
-    return True
+    return not _is_dumb()
 
 
-def width() -> int:
-    """Return the width of the terminal in columns; 80 where there is none."""
-    return get_terminal_size((80, 24)).columns
+def width(stream: TextIO) -> int:
+    """Return the width of a stream's terminal in columns: COLUMNS, if set; 80 where there is none."""
+    try:
+        usual = os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        usual = 80
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) else usual
+
+
+def _is_dumb() -> bool:
+    return os.environ.get("TERM") == "dumb"
 
 
 def say(message: str) -> None:
     """Write a message for people: to stderr, with the name of the command."""
+    tell(f"gliclass: {message}\n")
+
+
+def tell(text: str) -> None:
+    """Write text for people to stderr, as it is."""
     try:
-        sys.stderr.write(f"gliclass: {message}\n")
+        sys.stderr.write(text)
         sys.stderr.flush()
     except OSError:
         pass  # nobody reads messages any more; the results and the exit code still count

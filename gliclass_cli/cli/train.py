@@ -313,7 +313,7 @@ class _Watch:
 
             bar = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
             self._bar = tqdm(total=values["total"], initial=values["step"] - 1, file=sys.stderr, leave=False,
-                             bar_format=bar, ncols=width(), nrows=24)  # fmt: skip
+                             bar_format=bar, ncols=width(sys.stderr), nrows=24)  # fmt: skip
         loss = values["loss"]
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         description = f"step {values['step']}, loss {self._loss:.4f}, {values['rows_per_second']:.1f} rows/s"
