@@ -198,13 +198,14 @@ class Composer:
         return self.folder.positions if self.labels_apart else max(0, self._label_room())
 
     def label_tokens(self, labels: LabelSet) -> list[int]:
-        """Return how many tokens each label has as the model reads it, with those around it; none is refused."""
-        worded = self.worded(labels)
+        """Return how many tokens each label has in its longest wording, with those around it; none is refused."""
+        tokenizer, around = self.tokenizer, 1
         if self.labels_apart:
             tokenizer = self._label_tokenizer
             around = len(tokenizer.prefix) + len(tokenizer.suffix)
-            return [len(ids) + around for ids in tokenizer.encode(worded, first=True)]
-        return [len(ids) + 1 for ids in self.tokenizer.encode(worded, first=False)]
+        wordings = (self.worded(labels, template) for template in self._templates)
+        sizes = [[len(ids) for ids in tokenizer.encode(worded, first=self.labels_apart)] for worded in wordings]
+        return [max(several) + around for several in zip(*sizes, strict=True)]
 
     def readable(self, ids: Ids, *, label: bool = False) -> str:
         """Return an input as text, the model's own tokens included; ``label``: an input of the label encoder."""

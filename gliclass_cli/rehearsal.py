@@ -71,4 +71,4 @@ def _format_of(inputs: Inputs, name: str) -> str:
 
 def _first_label(composer: Composer, composed: Composed) -> str | None:
     own = composed.prompts[0].group.inputs
-    return composer.readable(own[0], label=True) if own else None
+    return composer.readable(own[0][0], label=True) if own else None
