@@ -63,7 +63,7 @@ def test_a_label_in_several_wordings_is_their_mean(checkpoint: ModelFolder, tmp_
 
     alone = [cosines(template=template) for template in templates]
     apart = [Classifier.load(tmp_path, Reading(template=template)) for template in templates]
-    vectors = [[group.vectors for group in one._prepare(LABELS)[1].groups][0] for one in apart]
+    vectors = [one._prepare(LABELS)[1].groups[0].vectors for one in apart]
     lengths = np.linalg.norm(np.mean(vectors, axis=0), axis=1)
     assert (lengths < 1 - 1e-4).all()  # the wordings differ: the mean has to be made as long as they are
     assert cosines() == pytest.approx(np.mean(alone, axis=0) / lengths, abs=1e-5)
