@@ -65,7 +65,7 @@ class Journal:
         self._input = hashlib.sha256()
         self._rows = self.state.rows
         self._outputs: list[Output] = []
-        self._counted: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = lambda: ({}, {})
+        self._counted: Callable[[], tuple[dict[str, Any], dict[str, Any]]] = lambda: ({"rows": self._rows}, {})
         self._due = 0.0
 
     def _taken_up(self, run: Mapping[str, Any]) -> State:
@@ -184,7 +184,7 @@ class Journal:
             self._complete()
             return
         with contextlib.suppress(OSError, OutputFailed):  # the first error is the one to tell
-            if isinstance(error, InputUnusable | Interrupted):
+            if self._outputs and isinstance(error, InputUnusable | Interrupted):
                 self.save()
             if self._outputs and not self._outputs[0].wrote:
                 self.path.unlink()
