@@ -386,7 +386,7 @@ def wait_for_rows(process: "subprocess.Popen[bytes]", out: Path, least: int) -> 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an input, and of what an unbroken run makes of it."""
     folder = tmp_path_factory.mktemp("whole")
-    write_jsonl(folder / "in.jsonl", 1200)
+    write_jsonl(folder / "in.jsonl", 800)
     result = command("in.jsonl", "-o", "out.jsonl.zst", "--rejects", "bad.jsonl", "--resume", "-q", cwd=folder)
     assert result.returncode == 5
     return folder
@@ -407,11 +407,11 @@ def test_killed_twice_the_command_ends_with_the_same_bytes(whole: Path, tmp_path
     assert killed == 2
     assert result.returncode == 5
     assert f"out.jsonl.zst.part: holds {least:,} rows; going on" in result.stderr
-    assert "1,200 rows, 120 with errors" in result.stderr
+    assert "800 rows, 80 with errors" in result.stderr
     for name in ("out.jsonl.zst", "bad.jsonl"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     again = command(*arguments, cwd=tmp_path)
-    assert (again.returncode, again.stderr) == (0, "gliclass: out.jsonl.zst: is complete, all 1,200 rows are done\n")
+    assert (again.returncode, again.stderr) == (0, "gliclass: out.jsonl.zst: is complete, all 800 rows are done\n")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
