@@ -53,6 +53,7 @@ complete -c gliclass -n '__fish_seen_subcommand_from classify' -l long -x -a 'tr
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -l permutations -x -d 'Average over K orders of the labels, for models whose answers depend on it; K times slower.'
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -l linger -x -d 'Milliseconds that a row waits at most for company.'
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -l batch-tokens -x -d 'Tokens computed in one go, padding included.'
+complete -c gliclass -n '__fish_seen_subcommand_from classify' -l resume -d 'Go on with a run into -o FILE that was interrupted or killed; begin where none was.'
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -l dry-run -d 'Show what would be done, by the first rows; load no weights, write nothing.'
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -l summary -d 'At the end, count the labels, on stderr.'
 complete -c gliclass -n '__fish_seen_subcommand_from classify' -s q -l quiet -d 'No progress, no summary line; errors only.'

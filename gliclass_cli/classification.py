@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Literal
 
@@ -15,6 +15,7 @@ from gliclass_cli.labels import LabelProblem, LabelSet, labels_from_cell
 from gliclass_cli.predictions import Choice, Prediction, Refusal
 from gliclass_cli.readers import ReadOptions, read_rows
 from gliclass_cli.records import FieldProblem, Record, RowError, look_up, string_fields, text_of
+from gliclass_cli.resume import Journal
 from gliclass_cli.writers import Writer
 
 OnError = Literal["record", "skip", "stop"]
@@ -141,8 +142,9 @@ def classify_rows(
     rejects: Output | None = None,
     listeners: Listeners | None = None,
     stop: threading.Event | None = None,
+    journal: Journal | None = None,
 ) -> Summary:
-    """Classify all rows of ``inputs`` into ``output``, in order.
+    """Classify all rows of ``inputs`` into ``output``, in order; a ``journal`` keeps what is done, and goes on from it.
 
     Raises:
         InputUnusable: an input cannot be read on, or a bad row under ``on_error="stop"``; all before is written.
@@ -151,33 +153,50 @@ def classify_rows(
     """
     listeners = listeners or Listeners()
     stop = stop or threading.Event()
-    summary = Summary()
-    start = time.monotonic()
+    summary = Summary() if journal is None else Summary(**journal.state.summary)
+    start = time.monotonic() - summary.seconds
     writer: Writer | None = None
     reject = _Rejects(rejects, inputs) if rejects else None
-    records: Iterator[Record] = itertools.islice(
-        inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
-    )
-    if settings.sample is not None:
-        records = settings.sample.draw(records)
-    for window in classifier.stream(queries(records, inputs, settings), settings.choice, settings.stream, stop):
-        writer = writer or make_writer(inputs)
+    records = asked_for(inputs, settings)
+    if journal is not None:
+        journal.begin(output, rejects, lambda: (asdict(summary), writer.state() if writer else {}))
+        records = journal.rest(records)
+    asked = queries(records, inputs, settings, first=summary.rows)
+    for window in classifier.stream(asked, settings.choice, settings.stream, stop):
+        writer = writer or _started(make_writer(inputs), journal)
         try:
             for query, prediction in window:
                 output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
+                if journal is not None:
+                    journal.passed(query.item)
         finally:
             output.flush()
         summary.seconds = time.monotonic() - start
+        if journal is not None:
+            journal.pause()
         if window:
             listeners.progress(summary, window[-1][0].item)
     if stop.is_set():
-        raise Interrupted(
-            f"interrupted; {summary.rows:,} rows are done and written{_how_to_go_on(inputs, settings, summary)}"
-        )
-    writer = writer or make_writer(inputs)
+        how = "" if journal is not None else _how_to_go_on(inputs, settings, summary)
+        raise Interrupted(f"interrupted; {summary.rows:,} rows are done and written{how}")
+    writer = writer or _started(make_writer(inputs), journal)
     output.write(writer.end())
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def asked_for(inputs: Inputs, settings: Settings) -> Iterator[Record]:
+    """Return the rows that are not skipped, up to the limit, or a sample of them."""
+    last = None if settings.limit is None else settings.skip + settings.limit
+    records = itertools.islice(inputs, settings.skip, last)
+    return records if settings.sample is None else settings.sample.draw(records)
+
+
+def _started(writer: Writer, journal: Journal | None) -> Writer:
+    """Return a writer that goes on after the rows that are done."""
+    if journal is not None and journal.state.rows:
+        writer.restore(journal.state.writer)
+    return writer
 
 
 def _row(
@@ -225,11 +244,9 @@ class _Rejects:
     def __init__(self, output: Output, inputs: Inputs) -> None:
         self._output = output
         self._inputs = inputs
-        self._started = False
 
     def __call__(self, record: Record) -> None:
-        header = b"" if self._started else self._inputs.header_raw
-        self._started = True
+        header = b"" if self._output.wrote else self._inputs.header_raw
         self._output.write(header + record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))
 
 
@@ -241,10 +258,10 @@ def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
     return f"; the rest: --skip {settings.skip + summary.rows}{rest}"
 
 
-def queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
-    """Find text and labels of each row; a row without them goes on as an error in its place."""
+def queries(records: Iterable[Record], inputs: Inputs, settings: Settings, first: int = 0) -> Iterator[Query[Record]]:
+    """Find text and labels of each row, from number ``first`` on; a row without them is an error in its place."""
     paths = inputs.options.text_fields
-    for number, record in enumerate(records):
+    for number, record in enumerate(records, first):
         weight = len(record.raw)
         if record.error is not None or record.fields is None:
             yield Query(record, None, weight=weight)

@@ -111,6 +111,7 @@ class Classifier:
         """Use ``load``."""
         self.folder = folder
         self.max_length = composer.max_length
+        self.reading = composer.reading
         self.backend = scorer.backend.description
         self._composer = composer
         self._scorer = scorer

@@ -5,7 +5,7 @@
     ├── InputUnusable    3   an input file that cannot be read on
     ├── ModelUnusable    4   a model folder, backend or extra that is missing or wrong
     ├── OutputFailed     6   results that could not be written
-    └── Interrupted    130   Ctrl-C; what was finished is written
+    └── Interrupted    130   Ctrl-C (129: SIGHUP, 143: SIGTERM); what was finished is written
 
 A row that cannot be classified is no exception but a value: ``records.RowError``. It ends in exit code 5.
 Every message says where, what, and what to do.
@@ -25,8 +25,10 @@ class ExitCode(IntEnum):
     ROW_ERRORS = 5
     OUTPUT = 6
     BUG = 70
+    HUNG_UP = 129
     INTERRUPTED = 130
     READER_GONE = 141
+    TERMINATED = 143
 
 
 EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
@@ -38,8 +40,10 @@ EXIT_CODE_MEANINGS: dict[ExitCode, str] = {
     ExitCode.ROW_ERRORS: "finished, but some rows have errors",
     ExitCode.OUTPUT: "output could not be written",
     ExitCode.BUG: "a bug of ours (--debug shows the traceback)",
+    ExitCode.HUNG_UP: "the terminal went away (SIGHUP)",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
     ExitCode.READER_GONE: "the reader of the output went away",
+    ExitCode.TERMINATED: "asked to end (SIGTERM)",
 }
 
 

@@ -176,16 +176,21 @@ class Output:
     commits at the end, or closes where an exception passes; a part in which nothing was written goes then.
     """
 
-    def __init__(self, name: str | None) -> None:
-        """Open ``name``; None and ``-`` are standard output. Raises OutputFailed."""
+    def __init__(self, name: str | None, *, keep: bool = False) -> None:
+        """Open ``name``; None and ``-`` are standard output. ``keep`` a part that is there until ``cut``.
+
+        Raises:
+            OutputFailed: it cannot be written.
+        """
         self.part: Path | None = None
         self.wrote = False
         self._shown = "standard output" if name is None or name in _STDOUT else name
         self._special = name is None or name in _STDOUT
+        self._ending = ""
         self._file: BinaryIO
-        self._stream: IO[bytes]
+        self._stream: IO[bytes] | None = None  # compresses; opened when there is something to write
         if name is None or name in _STDOUT:
-            self._file = self._stream = sys.stdout.buffer
+            self._file = sys.stdout.buffer
             return
         path = Path(name)
         with self._writing():
@@ -199,9 +204,19 @@ class Output:
             self._target = path.resolve()
             self.part = path if self._special else part_of(name)
             self._file = self.part.open("wb") if self._special else _open_alone(self.part)
+            if not self._special:
+                self._ending = path.suffix.lower()
+                if keep:
+                    self.wrote = self._file.seek(0, os.SEEK_END) > 0
+                else:
+                    self.cut(0)
             if path.is_file():  # it keeps its permissions
                 self.part.chmod(stat.S_IMODE(path.stat().st_mode))
-            self._stream = self._file if self._special else _compress(path.suffix.lower(), self._file)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the file is compressed."""
+        return self._ending in COMPRESSED_SUFFIXES
 
     def __enter__(self) -> "Output":
         return self
@@ -217,24 +232,58 @@ class Output:
             if self.part and not self.wrote and not self._special:
                 self.part.unlink()
 
+    def cut(self, size: int) -> None:
+        """Keep the first ``size`` bytes of the part and write on behind them. Raises OutputFailed: there are fewer."""
+        with self._writing():
+            there = self._file.seek(0, os.SEEK_END)
+            if there < size:
+                raise OutputFailed(f"{self.part}: holds {there:,} bytes, and held {size:,}: it was changed; remove it")
+            self._file.seek(size)
+            self._file.truncate()
+        self.wrote = size > 0
+
     def write(self, data: bytes) -> None:
         """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
-        self.wrote = self.wrote or bool(data)
-        with self._writing():
-            self._stream.write(data)
+        if data:
+            self.wrote = True
+            with self._writing():
+                self._opened().write(data)
 
     def flush(self) -> None:
         """Hand on what is written: on standard output, or a pipe, a reader sees it now."""
         if self._special:
             with self._writing():
-                self._stream.flush()
+                self._file.flush()
+
+    def end_member(self) -> int:
+        """End the compressed data, so that it can be read without what follows; return the bytes of the part so far."""
+        with self._writing():
+            self._end_stream()
+            return self._file.tell()
+
+    def sync(self) -> None:
+        """Put on the disk what is in the part."""
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finish(self) -> int:
+        """Make the part what the file will be, on the disk; return its bytes."""
+        with self._writing():
+            if self.compressed and not self._file.tell():
+                self._opened()  # compressed nothing is not nothing
+        size = self.end_member()
+        self.sync()
+        return size
 
     def commit(self) -> None:
         """Finish: the file appears under its name, in one step, with all its bytes on the disk."""
-        self.close()
-        if self.part and not self._special:
-            with self._writing():
-                self.part.replace(self._target)
+        if self.part is None or self._special:
+            self.close()
+            return
+        with self._writing(), self._file:  # closing lets the lock go: not before the file has its name
+            self.finish()
+            self.part.replace(self._target)
 
     def close(self) -> None:
         """Write all that is buffered, without renaming."""
@@ -243,12 +292,20 @@ class Output:
             return
         if self._file.closed:
             return
-        with self._writing(), self._file:  # closing lets the lock go
-            if self._stream is not self._file:
-                self._stream.close()
-            self._file.flush()
+        with self._writing(), self._file:
+            self._end_stream()
             if not self._special:
-                os.fsync(self._file.fileno())
+                self.sync()
+
+    def _opened(self) -> IO[bytes]:
+        """Return the stream that is written to."""
+        self._stream = self._stream or _compress(self._ending, self._file)
+        return self._stream
+
+    def _end_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None and stream is not self._file:
+            stream.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -268,18 +325,21 @@ def part_of(name: str) -> Path:
 
 
 def _open_alone(part: Path) -> BinaryIO:
-    """Open a part for this process alone, and empty it. Raises OutputFailed where another run writes it."""
-    file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate()
-    except BlockingIOError as error:
-        file.close()
-        raise OutputFailed(f"{part}: another run is writing it; wait for it, or name another file") from error
-    except OSError:
-        file.close()
-        raise
-    return file
+    """Open a part for this process alone, as it is. Raises OutputFailed where another run writes it."""
+    while True:
+        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                    return file
+            file.close()  # another run gave it its name between the two steps
+        except BlockingIOError as error:
+            file.close()
+            raise OutputFailed(f"{part}: another run is writing it; wait for it, or name another file") from error
+        except OSError:
+            file.close()
+            raise
 
 
 def _open_stdin() -> io.FileIO | BinaryIO:

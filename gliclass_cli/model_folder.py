@@ -221,6 +221,26 @@ def file_digest(path: Path) -> str:
         raise ModelUnusable(f"{path}: {error.strerror}") from error
 
 
+def model_digest(folder: ModelFolder, *, weights: bool, adapter: str | None = None) -> str:
+    """Return one digest of all files that scores depend on: of PyTorch's ``weights``, or of the graphs.
+
+    Raises:
+        ModelUnusable: a file cannot be read.
+    """
+    graphs = [] if folder.onnx is None else [folder.onnx.text, folder.onnx.label, folder.onnx.scorer]
+    names = {graph.path.name for graph in graphs if graph is not None}
+    found = {folder.path / "config.json", folder.tokenizer, folder.label_tokenizer}
+    for parent in {folder.path, *(graph.path.parent for graph in graphs if graph is not None)}:
+        # A large graph keeps its numbers beside it, in a file whose name begins as its own.
+        found |= {file for file in parent.iterdir() if file.name.startswith(tuple(names))}
+    if weights:
+        found |= set(folder.path.glob("*.safetensors"))
+    if adapter is not None:
+        found |= {Path(adapter) / "adapter_config.json", *Path(adapter).glob("*.safetensors")}
+    digests = [f"{file.name} {file_digest(file)}\n" for file in sorted(found)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder:
     """Read the section ``onnx`` of an exported model."""
     version = onnx.get("format_version", int)

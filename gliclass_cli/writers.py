@@ -30,9 +30,16 @@ class Writer(Protocol):
     def end(self) -> bytes:
         """Return what makes the output whole, for example the header of a table without rows."""
 
+    def state(self) -> dict[str, Any]:
+        """Return what another writer must know to write the next row as this one would, in JSON."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Write on as the writer that gave ``state`` would."""
+
 
 @dataclass(slots=True)
-class JsonlWriter:
+class JsonlWriter(Writer):
     """One JSON object a line: the row as it came, and one more key."""
 
     key: str = "prediction"
@@ -70,7 +77,7 @@ class JsonlWriter:
 
 
 @dataclass(slots=True)
-class CsvWriter:
+class CsvWriter(Writer):
     """CSV or TSV: the row's own columns, then the prediction, its score, and all its labels joined by ``|``.
 
     Where the columns are not known before, they are those of the first row that has fields.
@@ -113,6 +120,15 @@ class CsvWriter:
         """Return the header, and the rows without fields, where there was no other row."""
         return self._start(None)
 
+    def state(self) -> dict[str, Any]:
+        """Return the columns, whether they are written, and how many rows wait for them."""
+        columns = None if self.columns is None else list(self.columns)
+        return {"columns": columns, "started": self._started, "held": self._held}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state`` returned."""
+        self.columns, self._started, self._held = state["columns"], state["started"], state["held"]
+
     def _start(self, first: Record | None) -> bytes:
         """Return, once, the header and the rows that waited for it."""
         if self._started:
@@ -137,7 +153,7 @@ class CsvWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelWriter:
+class LabelWriter(Writer):
     """One label a line, the best accepted one, aligned with the input; an empty line where there is none."""
 
     def check(self, record: Record) -> RowError | None:
@@ -154,7 +170,7 @@ class LabelWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class TableWriter:
+class TableWriter(Writer):
     """Columns for people: score, label, and the beginning of the text, cut to the width of the terminal."""
 
     label_width: int
@@ -189,7 +205,7 @@ class TableWriter:
 
 
 @dataclass(slots=True)
-class SelectWriter:
+class SelectWriter(Writer):
     """Grep by meaning: only the original lines of rows that got one of ``wanted``, as they came."""
 
     wanted: frozenset[str]
@@ -210,6 +226,14 @@ class SelectWriter:
     def end(self) -> bytes:
         """Return nothing."""
         return b""
+
+    def state(self) -> dict[str, Any]:
+        """Return how many rows matched: the header is written once."""
+        return {"found": self.found}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what ``state`` returned."""
+        self.found = state["found"]
 
 
 @dataclass(frozen=True, slots=True)

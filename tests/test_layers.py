@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "metrics"}
     | {"gold", "json_scanner", "cells"},
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
-    | {"calibration"},
+    | {"calibration", "resume"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
     {"classification", "export", "evaluation", "plots", "training", "benchmark"} | {"rehearsal"},
     {"cli"},

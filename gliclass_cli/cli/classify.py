@@ -2,9 +2,9 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +22,16 @@ from gliclass_cli.cli.options import (
 )
 from gliclass_cli.cli.summary import LabelCounts
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
-from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem
+from gliclass_cli.errors import ExitCode, GliclassError, InputUnusable, Interrupted, OutputFailed, UsageProblem
 from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
 from gliclass_cli.predictions import Choice
+from gliclass_cli.resume import Journal, digest_of, journal_of, unfinished
 
 if TYPE_CHECKING:
     from gliclass_cli.classification import Inputs, Settings
+    from gliclass_cli.classifier import Classifier
     from gliclass_cli.cli.progress import Progress
+    from gliclass_cli.files import Output
     from gliclass_cli.labels import LabelSet
     from gliclass_cli.records import Record, RowError
     from gliclass_cli.writers import Writer
@@ -44,6 +47,24 @@ EPILOG = """Examples:
 _USUAL_WAYS = (
     "  gliclass classify tickets.jsonl --labels labels.txt\n"
     "  echo 'I was charged twice' | gliclass classify -l billing -l shipping"
+)
+# Options that change nothing in the output, or are told of by what they bring: a digest of the model, the labels ...
+_FREE_TO_CHANGE = frozenset(
+    {
+        "inputs",
+        "output",
+        "rejects",
+        "resume",
+        "dry_run",
+        "summary",
+        "quiet",
+        "linger",
+        "batch_tokens",
+        "threads",
+        "offline",
+        "model",
+    }
+    | {"offline", "model", "adapter", "backend", "device", "precision", "label", "labels", "calibration", "examples"}
 )
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
@@ -131,6 +152,10 @@ class ClassifyOptions(ModelOptions, OutputOptions, SampleOptions, InputOptions, 
     batch_tokens: Annotated[
         int | None, option("--batch-tokens", help="Tokens computed in one go, padding included.", min=1, metavar="N")
     ] = None
+    resume: Annotated[
+        bool,
+        option("--resume", help="Go on with a run into -o FILE that was interrupted or killed; begin where none was."),
+    ] = False
     dry_run: Annotated[
         bool, option("--dry-run", help="Show what would be done, by the first rows; load no weights, write nothing.")
     ] = False
@@ -151,25 +176,32 @@ def classify(options: ClassifyOptions) -> None:
 
     A row that cannot be classified keeps its place, with prediction.error saying why; the run goes on and ends with
     exit code 5. A text that is too long for the model is cut, and prediction.truncated says so. With -o the file
-    appears under its name when it is complete; until then the work is in FILE.part.
+    appears under its name when it is complete; until then the work is in FILE.part. With --resume, FILE.resume tells
+    how far it is: after an interruption, a crash or a full disk the same command goes on, to the same file.
     """
     names = options.names("classify", _USUAL_WAYS)
     labels = _labels(options)
     options.choice()
     calibration = options.calibration_file()
     _check_files(options, names)
-    from gliclass_cli.classification import Inputs, Listeners, classify_rows
+    from gliclass_cli.classification import Inputs, Listeners, asked_for, classify_rows
 
-    inputs = Inputs(names, options.read_options())
+    inputs, settings = Inputs(names, options.read_options()), _settings(options, labels)
     if options.dry_run:
         from gliclass_cli.cli.rehearsal import show_rehearsal
 
-        show_rehearsal(inputs, _settings(options, labels), options.model, options.reading())
+        show_rehearsal(inputs, settings, options.model, options.reading())
         return
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
 
     classifier = load_classifier(options, labels, calibration)
+    journal = _journal(options, names, labels, classifier) if options.resume else None
+    if journal is not None and journal.is_complete(options.rejects):
+        journal.check_ended(asked_for(inputs, settings))
+        if not options.quiet:
+            say(f"{options.output}: is complete, all {journal.state.rows:,} rows are done")
+        return
     # Results that run over the screen show the progress by themselves.
     shown = not options.quiet and (options.output is not None or not is_terminal(sys.stdout))
     progress = Progress(names, shown=shown)
@@ -181,10 +213,16 @@ def classify(options: ClassifyOptions) -> None:
         counts.count_error()
 
     with ExitStack() as stack:
-        output = stack.enter_context(Output(options.output))
-        rejects = stack.enter_context(Output(options.rejects)) if options.rejects is not None else None
+        output = stack.enter_context(Output(options.output, keep=options.resume))
+        rejects = (
+            stack.enter_context(Output(options.rejects, keep=options.resume)) if options.rejects is not None else None
+        )
         stack.callback(bad_rows.end)
         stop = stack.enter_context(interruptible())
+        if journal is not None:
+            stack.enter_context(journal)
+            if journal.state.rows and not options.quiet:
+                say(f"{output.part}: holds {journal.state.rows:,} rows; going on")
         stack.enter_context(progress)
         try:
             summary = classify_rows(
@@ -192,18 +230,14 @@ def classify(options: ClassifyOptions) -> None:
                 classifier,
                 lambda opened: _writer(options, labels, opened),
                 output,
-                _settings(options, labels),
+                settings,
                 rejects=rejects,
                 listeners=Listeners(on_bad_row, progress.show, counts.count),
                 stop=stop,
+                journal=journal,
             )
-        except (InputUnusable, Interrupted) as error:
-            kept = (
-                f" (written so far: {output.part}; rename it before the next run)"
-                if output.part and output.wrote
-                else ""
-            )
-            raise type(error)(f"{error}{kept}") from error
+        except (InputUnusable, Interrupted, OutputFailed) as error:
+            raise type(error)(f"{error}{_kept(error, output, journal)}") from error
     if not options.quiet:
         say(summary.line(f"{summary.written:,} to review" if options.review else ""))
     if options.summary:
@@ -212,6 +246,15 @@ def classify(options: ClassifyOptions) -> None:
         raise typer.Exit(int(ExitCode.ROW_ERRORS))
     if options.select and not summary.written:
         raise typer.Exit(int(ExitCode.NEGATIVE))
+
+
+def _kept(error: GliclassError, output: "Output", journal: Journal | None) -> str:
+    """Tell where the work is, and how to go on with it."""
+    if not output.part or not output.wrote:
+        return ""
+    if journal is not None:
+        return f" (what is done is in {output.part}; the same command goes on)"
+    return "" if isinstance(error, OutputFailed) else f" (written so far: {output.part}; rename it before the next run)"
 
 
 class BadRows:
@@ -271,6 +314,8 @@ def _labels(options: ClassifyOptions) -> "LabelSet | None":
 
 def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
     """Raise UsageProblem where one file would be written over another, or over what an earlier run left."""
+    if options.resume:
+        _check_resumable(options, names)
     given = (*names, options.labels, options.calibration)
     read = {Path(name).resolve() for name in given if name and name != STDIN}
     written: set[Path] = set()
@@ -279,14 +324,62 @@ def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
             raise UsageProblem(f"{flag} {name!r}: name a file")
         if name is None or name == STDIN or (not (path := Path(name).resolve()).is_file() and path.exists()):
             continue
-        part = part_of(name)
+        part, journal = part_of(name), journal_of(name)
         # Results may replace an input: they do so when it is read and they are complete.
-        taken = {part} if flag == "--output" else {path, part}
+        taken = {part, journal} if flag == "--output" else {path, part}
         if taken & read or {path, part} & written:
             raise UsageProblem(f"{flag} {name}: is read, or written by another option; name another file")
+        written |= {path, part, journal}
+        if options.resume:
+            continue
+        if found := unfinished(name):
+            raise UsageProblem(
+                f"{part}: holds {found.rows:,} rows of a run that was not finished; go on with --resume, or remove it"
+            )
         if options.skip and part.is_file() and part.stat().st_size:
             raise UsageProblem(f"{part}: holds the rows of an earlier run; rename it first, so that they are not lost")
-        written |= {path, part}
+
+
+def _check_resumable(options: ClassifyOptions, names: tuple[str, ...]) -> None:
+    """Raise UsageProblem where a run could not go on from what is on the disk."""
+    if options.output in (None, STDIN):
+        raise UsageProblem("--resume: name the output, -o FILE: what went into a pipe is not there to go on with")
+    if options.summary:
+        raise UsageProblem("--resume: --summary would count the labels of this run alone; leave it out")
+    for name in filter(None, (options.output, options.rejects)):
+        if Path(name).exists() and not Path(name).is_file():
+            raise UsageProblem(f"--resume: {name} is no ordinary file, so that no run can go on with it")
+    for name in names:
+        if name == STDIN or (Path(name).exists() and not Path(name).is_file()):
+            shown = "standard input" if name == STDIN else name
+            raise UsageProblem(f"--resume: {shown} cannot be read again from its beginning; name ordinary files")
+        if options.output and Path(name).resolve() == Path(options.output).resolve():
+            raise UsageProblem(f"--resume: {name} would be gone once its results are there; name another -o FILE")
+
+
+def _journal(
+    options: ClassifyOptions, names: tuple[str, ...], labels: "LabelSet | None", classifier: "Classifier"
+) -> Journal:
+    """Find what an earlier run left, and check that it was this one. Raises UsageProblem, ModelUnusable."""
+    from gliclass_cli import __version__
+    from gliclass_cli.model_folder import model_digest
+
+    weights = not classifier.backend.startswith("ONNX")
+    given = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in _FREE_TO_CHANGE}
+    run: dict[str, Any] = {
+        "gliclass": __version__,
+        "inputs": list(names),
+        "model": digest_of(model_digest(classifier.folder, weights=weights, adapter=options.adapter)),
+        "backend": classifier.backend,
+        "labels": digest_of(asdict(labels) if labels else None),
+        "calibration": digest_of(asdict(classifier.folder.calibration)),
+        "examples": digest_of([asdict(example) for example in classifier.reading.examples]),
+        "--rejects": str(Path(options.rejects).resolve()) if options.rejects else None,
+        **{f"--{name.removesuffix('_key').replace('_', '-')}": value for name, value in given.items()},
+    }
+    if options.output_format is OutputFormat.table:
+        run["width"] = width()
+    return Journal(str(options.output), run)
 
 
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":

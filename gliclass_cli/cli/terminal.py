@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-from gliclass_cli.errors import ExitCode
+from gliclass_cli.errors import ExitCode, Interrupted
+
+_ASK_TO_STOP = {
+    signal.SIGHUP: ExitCode.HUNG_UP,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+}
 
 _STYLES = {"bold": "1", "dim": "2", "green": "32", "yellow": "33"}
 
@@ -88,21 +94,36 @@ def clean(argument: str) -> str:
 
 @contextmanager
 def interruptible(unit: str = "the batch") -> Iterator[threading.Event]:
-    """Set the event on the first Ctrl-C; the second one ends the process at once."""
+    """Set the event on the first Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C ends the process at once.
+
+    Interrupted, where it passes, gets the exit code of the signal.
+    """
     stop = threading.Event()
+    received: list[int] = []
 
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and stop.is_set():
             os._exit(ExitCode.INTERRUPTED)
+        if stop.is_set():
+            return  # a terminal that goes away, and its shell, both say so
+        received.append(signum)
         stop.set()
-        say(f"stopping after {unit} in hand; Ctrl-C again to stop at once")
+        again = "; Ctrl-C again to stop at once" if signum == signal.SIGINT else ""
+        say(f"stopping after {unit} in hand{again}")
 
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield stop  # who starts a command in the background asks it to ignore Ctrl-C
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
         return
-    signal.signal(signal.SIGINT, on_interrupt)
+    # Who starts a command in the background asks it to ignore Ctrl-C; nohup, to ignore SIGHUP.
+    before = {number: handler for number in _ASK_TO_STOP if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield stop
+    except Interrupted as error:
+        if received:
+            error.exit_code = _ASK_TO_STOP[signal.Signals(received[0])]
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
