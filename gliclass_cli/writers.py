@@ -36,6 +36,7 @@ class Writer(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Write on as the writer that gave ``state`` would."""
+        return
 
 
 @dataclass(slots=True)
@@ -237,7 +238,7 @@ class SelectWriter(Writer):
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewWriter:
+class ReviewWriter(Writer):
     """Only the rows whose answer is uncertain, as another writer writes them."""
 
     writer: Writer
@@ -253,6 +254,14 @@ class ReviewWriter:
     def end(self) -> bytes:
         """Return what makes the output whole."""
         return self.writer.end()
+
+    def state(self) -> dict[str, Any]:
+        """Return that of the other writer."""
+        return self.writer.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Write on as the other writer would."""
+        self.writer.restore(state)
 
 
 def printable(text: str) -> str:

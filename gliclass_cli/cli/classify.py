@@ -378,7 +378,7 @@ def _journal(
         **{f"--{name.removesuffix('_key').replace('_', '-')}": value for name, value in given.items()},
     }
     if options.output_format is OutputFormat.table:
-        run["width"] = width()
+        run["width"] = width(sys.stdout)
     return Journal(str(options.output), run)
 
 
