@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gliclass_cli import resume
-from gliclass_cli.classification import Inputs, Settings, Summary, asked_for, classify_rows
+from gliclass_cli.classification import Inputs, Sample, Settings, Summary, asked_for, classify_rows
 from gliclass_cli.classifier import Classifier, Query
 from gliclass_cli.cli.app import app
 from gliclass_cli.errors import InputUnusable, Interrupted, OutputFailed, UsageProblem
@@ -31,7 +31,7 @@ from gliclass_cli.predictions import Prediction
 from gliclass_cli.readers import ReadOptions
 from gliclass_cli.records import Record
 from gliclass_cli.resume import Journal, journal_of, unfinished
-from gliclass_cli.writers import CsvWriter, JsonlWriter, LabelWriter, SelectWriter, Writer
+from gliclass_cli.writers import CsvWriter, JsonlWriter, LabelWriter, ReviewWriter, SelectWriter, Writer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MEMBER = 7  # rows of a member here: many ends in a short file
@@ -65,7 +65,7 @@ class Model:
 
 def answer(text: str) -> Prediction:
     label = "late" if len(text) % 3 else "paid"
-    return Prediction(label, 0.75, (label,), {"late": 0.25, "paid": 0.75})
+    return Prediction(label, 0.75, (label,), {"late": 0.25, "paid": 0.75}, uncertain=len(text) % 2 == 0)
 
 
 def classify(
@@ -151,6 +151,8 @@ CASES: dict[str, dict[str, Any]] = {
     "select none": {"output": "o.gz", "writer": lambda inputs: SelectWriter(frozenset(["x"]), inputs.header_raw)},
     "skip bad rows": {"output": "out.jsonl.gz", "on_error": "skip", "rejects": "bad"},
     "skip and limit": {"output": "out.jsonl.zst", "skip": 5, "limit": 32},
+    "sample": {"output": "out.jsonl", "sample": Sample(20, 3), "rejects": "bad"},
+    "review": {"output": "out.csv", "writer": lambda inputs: ReviewWriter(CsvWriter(columns=inputs.columns))},
 }  # fmt: skip
 
 
@@ -530,6 +532,7 @@ def test_the_command_says_so_where_the_disk_is_full(tmp_path: Path) -> None:
         (["in.jsonl", "-o", "/dev/null", "--resume"], "--resume: /dev/null is no ordinary file"),
         (["in.jsonl", "-o", "out", "--rejects", "/dev/null", "--resume"], "--resume: /dev/null is no ordinary file"),
         (["in.jsonl", "-o", "in.jsonl", "--resume"], "--resume: in.jsonl would be gone once its results are there"),
+        (["in.jsonl", "-o", "out", "--summary", "--resume"], "--summary would count the labels of this run alone"),
         (["out.resume", "-f", "text", "-o", "out", "--resume"], "is read, or written by another option"),
     ],
 )
