@@ -197,6 +197,8 @@ class _Rejects:
         self._started = False
 
     def __call__(self, record: Record) -> None:
+        if not record.raw:  # too long to be kept
+            return
         header = b"" if self._started else self._inputs.header_raw
         self._started = True
         self._output.write(header + record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))

@@ -21,7 +21,7 @@ import orjson
 from gliclass_cli.errors import InputUnusable, UsageProblem
 from gliclass_cli.files import COMPRESSED_SUFFIXES, Source
 from gliclass_cli.json_scanner import JsonScanner
-from gliclass_cli.records import Record, RowError, string_fields
+from gliclass_cli.records import MAX_ROW_BYTES, Record, RowError, string_fields
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "text")
 _BY_SUFFIX = {
@@ -37,7 +37,6 @@ _BY_SUFFIX = {
     ".md": "text",
 }
 _BLOCK = 1 << 16
-MAX_ROW_BYTES = 64 << 20
 _BOM_UTF8 = codecs.BOM_UTF8
 _WIDE_BOMS = {
     codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16: first

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU."""
 
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import onnxruntime
 
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
-from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel
+from gliclass_cli.errors import ModelUnusable, OutOfMemory
+from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, file_digest
 
 # More tokens in one run do not compute faster, and leave the processor's cache.
 _BATCH_TOKENS = 256
 # An operator that takes one scale over a whole batch: each row's scores would depend on its company.
+_NO_MEMORY = re.compile("Failed to allocate memory|bad_alloc")
 _MIXES_ROWS = b"DynamicQuantizeLinear"
 
 
@@ -54,6 +56,8 @@ class OnnxBackend:
             output: Floats = session.run([graph.output], arrays)[0]
         except Exception as error:
             shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in arrays.items())
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise OutOfMemory(f"there is not enough memory to compute {shapes}; --max-length takes less") from error
             raise ModelUnusable(f"{graph.path}: ONNX Runtime cannot run it on {shapes}: {error}") from error
         return output
 
@@ -81,6 +85,9 @@ class OnnxBackend:
 
 
 def _open_session(graph: Graph, *, published: bool) -> Any:
+    # A changed byte can end the process inside of ONNX Runtime. Data outside of the folder ONNX Runtime refuses.
+    if graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
+        raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gliclass_cli.cli.options import RuntimeOptions
+from gliclass_cli.cli.terminal import harmless
 from gliclass_cli.errors import ExitCode, GliclassError
 
 _LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "orjson", "typer", "rich", "tqdm", "huggingface_hub")
@@ -54,25 +55,19 @@ def doctor(options: DoctorOptions) -> None:
     else:
         longest = max(map(len, report))
         for name, value in report.items():
-            typer.echo(f"{name:<{longest}}  {value}")
+            typer.echo(f"{name:<{longest}}  {harmless(str(value))}")
     sys.stdout.flush()
     if not report["ready"]:
         raise typer.Exit(int(ExitCode.MODEL))
 
 
 def _check_model(options: DoctorOptions) -> dict[str, Any]:
-    """Compare the model's files with their digests, and its answer with the one it was shipped with."""
+    """Load the model, which compares its files with their digests, and compare its answer with the one expected."""
     from gliclass_cli.classifier import Classifier
     from gliclass_cli.errors import ModelUnusable
-    from gliclass_cli.loading import open_folder
-    from gliclass_cli.model_folder import file_digest
 
-    folder = open_folder(options.model, options.runtime())
-    graphs = (folder.onnx.text, folder.onnx.label, folder.onnx.scorer) if folder.onnx else ()
-    for graph in graphs:
-        if graph is not None and graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
-            raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
     classifier = Classifier.load(options.model, runtime=options.runtime())
+    folder = classifier.folder
     report = {"model": " ".join((folder.name, folder.version, f"in {folder.path}")), "runs_on": classifier.backend}
     if folder.self_check is None:
         classifier.predict(["This is a test."], ["test", "example"])

@@ -47,10 +47,15 @@ def width() -> int:
     return get_terminal_size((80, 24)).columns
 
 
+def harmless(text: str) -> str:
+    """Return text of someone else's with a space for all that could steer a terminal or turn its letters round."""
+    return "".join(character if character.isprintable() or character in "\n\t" else " " for character in text)
+
+
 def say(message: str) -> None:
-    """Write a message for people: to stderr, with the name of the command."""
+    """Write a message for people: to stderr, with the name of the command. It may quote files, labels and names."""
     try:
-        sys.stderr.write(f"gliclass: {message}\n")
+        sys.stderr.write(f"gliclass: {harmless(message)}\n")
         sys.stderr.flush()
     except OSError:
         pass  # nobody reads messages any more; the results and the exit code still count
