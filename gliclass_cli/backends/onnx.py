@@ -65,7 +65,7 @@ class OnnxBackend:
         """Find out what a published graph was made for: its slots, and sizes that are fixed."""
         session = self._graphs["text"][1]
         batch, length = (*session.get_inputs()[0].shape, None, None)[:2]
-        slots = session.get_outputs()[0].shape[-1]
+        slots = next(iter(session.get_outputs()[0].shape[-1:]), None)  # of a scalar there are none
         self.slots = slots if isinstance(slots, int) else None
         self.length = length if isinstance(length, int) else None
         self.alone = isinstance(batch, int) or _contains(graph.path, _MIXES_ROWS)
