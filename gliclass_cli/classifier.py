@@ -87,6 +87,8 @@ class _Slot:
             if self.left or self.composed is None:
                 return
         self.logits = combine(self.composed, [part for part in self.parts if part is not None], multi=multi)
+        # Remembered without its prompts: they hold all of the text.
+        self.composed = replace(self.composed, prompts=[])
         self.parts = []
 
 

@@ -36,9 +36,9 @@ _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", 
 # What the first bytes may tell; one of these in the making is read to its end before it is looked at.
 _TELLING = (*_MAGIC, codecs.BOM_UTF8 + b"{", codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
 _HEAD = 1 << 16
-# Control characters but tab and line ends, those of the second block and directions of writing too, in UTF-8.
+# Control characters but tabs and line ends, those of the second block and directions of writing too, in UTF-8.
 _STEERING = re.compile(
-    rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
+    rb"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
 )
 _LARGEST_TEXT = 100_000_000  # bytes of a file of labels, examples or settings
 _MOST_XZ_MEMORY = 1 << 28  # xz -9 takes a quarter of it; a file may ask for 4 GB

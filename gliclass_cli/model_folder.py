@@ -212,6 +212,12 @@ def file_digest(path: Path) -> str:
         raise ModelUnusable(f"{path}: {error.strerror}") from error
 
 
+def check_digest(graph: Graph) -> None:
+    """Raise ModelUnusable where a graph is not the file that ``config.json`` means; a published one is not known."""
+    if graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
+        raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
+
+
 def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder:
     """Read the section ``onnx`` of an exported model."""
     version = onnx.get("format_version", int)

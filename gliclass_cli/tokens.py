@@ -43,14 +43,9 @@ class Tokenizer:
             self.prefix, self.suffix = _around(original)
             # In one string with others, a piece that does not come first has no word boundary put before it.
             first, later = _without_control(original, data, control)
-        except OSError as error:
-            raise ModelUnusable(f"{path}: cannot be read: {error.strerror}") from error
-        except ModelUnusable:
-            raise
         except BaseException as error:
-            if not isinstance(error, Exception) and not _is_panic(error):
-                raise
-            raise ModelUnusable(f"{path}: not a tokenizer: {error}") from error
+            raise _unusable(path, error) from error
+        self._path = path
         self._original = original
         self._first, self._later = first, later
 
@@ -70,13 +65,16 @@ class Tokenizer:
         """
         tokenizer = self._first if first else self._later
         encoded: list[Ids] = []
-        for batch in _batches(texts):
-            if len(batch) == 1 and len(batch[0]) > _MOST_CHARACTERS:
-                head, *rest = _parts(batch[0])
-                pieces = [_encode(tokenizer, [head])[0], *(_encode(self._later, [part])[0] for part in rest)]
-                encoded.append(np.concatenate(pieces))
-            else:
-                encoded += _encode(tokenizer, batch)
+        try:
+            for batch in _batches(texts):
+                if len(batch) == 1 and len(batch[0]) > _MOST_CHARACTERS:
+                    head, *rest = _parts(batch[0])
+                    pieces = [*_encode(tokenizer, [head]), *(_encode(self._later, [part])[0] for part in rest)]
+                    encoded.append(np.concatenate(pieces))
+                else:
+                    encoded += _encode(tokenizer, batch)
+        except BaseException as error:
+            raise _unusable(self._path, error) from error
         return encoded
 
 
@@ -113,9 +111,14 @@ def _parts(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _is_panic(error: BaseException) -> bool:
-    """Tell whether the tokenizers library itself failed: its panics are no ``Exception``."""
-    return type(error).__name__ == "PanicException"
+def _unusable(path: Path, error: BaseException) -> BaseException:
+    """Return what to raise where a tokenizer failed; a panic of its library is no ``Exception``, but no end either."""
+    if isinstance(error, OSError):
+        return ModelUnusable(f"{path}: cannot be read: {error.strerror}")
+    own = isinstance(error, ModelUnusable | MemoryError)
+    if own or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        return error
+    return ModelUnusable(f"{path}: not a tokenizer: {error}")
 
 
 def _around(tokenizer: Any) -> tuple[Ids, Ids]:

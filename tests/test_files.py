@@ -455,8 +455,8 @@ def test_a_small_file_that_never_ends_is_refused() -> None:
 
 
 def test_only_a_terminal_gets_results_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    hostile = "a\x1b]0;title\x07\tb\r\n\x9b31m\u202ec\u2066 é🙂".encode()
-    for watched, expected in ((False, hostile), (True, "a ]0;title \tb\r\n 31m c  é🙂".encode())):
+    hostile = "a\x1b]0;title\x07\tb\r\nc\rd\x9b31m\u202ec\u2066 é🙂".encode()
+    for watched, expected in ((False, hostile), (True, "a ]0;title \tb\r\nc d 31m c  é🙂".encode())):
         stream = io.TextIOWrapper(io.BytesIO())
         monkeypatch.setattr(stream, "isatty", lambda watched=watched: watched)
         monkeypatch.setattr("sys.stdout", stream)

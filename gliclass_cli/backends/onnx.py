@@ -11,7 +11,7 @@ import onnxruntime
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import ModelUnusable, OutOfMemory
-from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, file_digest
+from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, check_digest
 
 # More tokens in one run do not compute faster, and leave the processor's cache.
 _BATCH_TOKENS = 256
@@ -86,8 +86,7 @@ class OnnxBackend:
 
 def _open_session(graph: Graph, *, published: bool) -> Any:
     # A changed byte can end the process inside of ONNX Runtime. Data outside of the folder ONNX Runtime refuses.
-    if graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
-        raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
+    check_digest(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
