@@ -713,7 +713,7 @@ def test_a_header_that_is_too_long_is_refused(read: Read) -> None:
 def test_a_row_without_end_takes_no_memory(format: str, kind: str, tmp_path: Path) -> None:
     """As a bomb: 16 MB of one row, out of a few kB of gzip."""
     head = {"csv": b"text\n", "tsv": b"text\n", "json": b'[{"text": "', "jsonl": b'{"text": "'}.get(format, b"")
-    piece = {"line": b"x", "quoted": b'"', "lines of one cell": b"x" * 4095 + b"\n"}[kind]
+    piece = {"line": b"x", "quoted": b'"' + b"x" * 1022 + b'"', "lines of one cell": b"x" * 4095 + b"\n"}[kind]
     piece *= (1 << 20) // len(piece)
     first = b'"' if kind == "lines of one cell" and format in ("csv", "tsv") else b""
     path = tmp_path / "bomb.gz"
