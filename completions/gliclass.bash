@@ -36,6 +36,7 @@ _gliclass() {
         "gliclass classify -f"|"gliclass classify --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
         "gliclass classify --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass classify --delimiter") :; return ;;
+        "gliclass classify --max-row-bytes") :; return ;;
         "gliclass classify --skip") :; return ;;
         "gliclass classify --limit") :; return ;;
         "gliclass classify --sample") :; return ;;
@@ -87,6 +88,7 @@ _gliclass() {
         "gliclass eval -f"|"gliclass eval --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
         "gliclass eval --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass eval --delimiter") :; return ;;
+        "gliclass eval --max-row-bytes") :; return ;;
         "gliclass eval --skip") :; return ;;
         "gliclass eval --limit") :; return ;;
         "gliclass eval --gold-field") :; return ;;
@@ -151,6 +153,7 @@ _gliclass() {
         "gliclass bench -f"|"gliclass bench --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
         "gliclass bench --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass bench --delimiter") :; return ;;
+        "gliclass bench --max-row-bytes") :; return ;;
         "gliclass bench --skip") :; return ;;
         "gliclass bench --limit") :; return ;;
         "gliclass bench --vary") :; return ;;
@@ -183,12 +186,12 @@ _gliclass() {
     esac
     case "$command" in
         "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\neval\ntrain\nexport\nbench\ndoctor\ncompletions\nlabels\nmodels' -- "$cur")) ;;
-        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n--sample\n--seed\n-o\n--output\n--output-format\n--select\n--review\n--as\n--on-error\n--rejects\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--linger\n--batch-tokens\n--resume\n--dry-run\n--summary\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--sample\n--seed\n-o\n--output\n--output-format\n--select\n--review\n--as\n--on-error\n--rejects\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--linger\n--batch-tokens\n--resume\n--dry-run\n--summary\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
-        "gliclass eval") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n--gold-field\n--as\n--json\n--plot\n--fail-under\n--tune\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass eval") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--gold-field\n--as\n--json\n--plot\n--fail-under\n--tune\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass train") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-o\n--output\n--dev\n-t\n--text-field\n--gold-field\n--labels-field\n-f\n--format\n--allow-empty\n--label-info\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--shots\n--method\n--epochs\n--steps\n--batch-size\n--lr\n--others-lr\n--loss\n--max-labels\n--negatives\n--max-length\n--freeze\n--patience\n--lora\n--lora-rank\n--lora-alpha\n--lora-targets\n--seed\n--config\n--set\n--resume\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass export") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--int8\n--sample\n--adapter\n--offline\n--json\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
-        "gliclass bench") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--skip\n--limit\n--vary\n--repeats\n--json\n--plot\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass bench") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--vary\n--repeats\n--json\n--plot\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
         "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
         "gliclass labels") COMPREPLY=($(compgen -W $'-h\n--help\ncheck' -- "$cur")) ;;

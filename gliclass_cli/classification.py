@@ -246,6 +246,8 @@ class _Rejects:
         self._inputs = inputs
 
     def __call__(self, record: Record) -> None:
+        if not record.raw:  # too long to be kept
+            return
         header = b"" if self._output.wrote else self._inputs.header_raw
         self._output.write(header + record.raw + (b"" if record.raw.endswith(b"\n") else b"\n"))
 

@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gliclass_cli.composer import Composed, Composer, PreparedLabels, Prompt, combine
 from gliclass_cli.decoding import Decoder, Floats
+from gliclass_cli.errors import OutOfMemory
 from gliclass_cli.labels import LabelProblem, LabelSet, make_labels
 from gliclass_cli.loading import check_runtime, open_backend, open_folder
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder
@@ -86,6 +87,8 @@ class _Slot:
             if self.left or self.composed is None:
                 return
         self.logits = combine(self.composed, [part for part in self.parts if part is not None], multi=multi)
+        # Remembered without its prompts: they hold all of the text.
+        self.composed = replace(self.composed, prompts=[])
         self.parts = []
 
 
@@ -217,10 +220,10 @@ class Classifier:
         options = options or StreamOptions()
         decoder = Decoder(choice or Choice(), self.folder.calibration)
         stop = stop or threading.Event()
-        rows = Ahead(queries, _ROWS_AHEAD, "read")
+        rows = Ahead(queries, _ROWS_AHEAD, "read", weigh=_weight, most=_WINDOW_CHARACTERS)
         gathered = windows(
             rows,
-            lambda query: len(query.text or "") + query.weight,
+            _weight,
             most_rows=_WINDOW_ROWS,
             most_weight=_WINDOW_CHARACTERS,
             linger=options.linger,
@@ -314,9 +317,22 @@ class _Submission:
         return [pool.submit(self._run, [parts[i] for i in batch]) for batch in batches]
 
     def _run(self, parts: Sequence[tuple[_Slot, int, Prompt]]) -> None:
-        logits = self.scorer.score([prompt for _, _, prompt in parts])
+        try:
+            logits = self.scorer.score([prompt for _, _, prompt in parts])
+        except (OutOfMemory, MemoryError) as error:
+            if len(parts) == 1:
+                message = str(error) or "there is not enough memory to compute the text; --max-length takes less"
+                parts[0][0].refusal = Refusal("out_of_memory", message)
+            else:
+                for part in parts:
+                    self._run([part])
+            return
         for (slot, number, _), values in zip(parts, logits, strict=True):
             slot.take(number, values, multi=self.multi)
+
+
+def _weight(query: Query[Any]) -> int:
+    return len(query.text or "") + query.weight
 
 
 class _SlotCache:

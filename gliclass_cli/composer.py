@@ -79,11 +79,22 @@ class PreparedLabels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One input of the model (L,), and the labels it is scored against; ``window`` counts those of one text."""
+    """One input of the model, and the labels it is scored against; ``window`` counts those of one text.
 
-    ids: Ids
+    ``pieces`` are shared with other prompts: a long text has many, of which few are computed at a time.
+    """
+
+    pieces: tuple[Ids, ...]
     group: LabelGroup
     window: int = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+    @property
+    def ids(self) -> Ids:
+        """The input itself (L,)."""
+        return np.concatenate(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,8 +297,8 @@ class Composer:
         else:
             spans = [(0, min(room, len(text)))]
         prompts = [
-            Prompt(self._prompt(np.concatenate((task, text[start:end])), group), group, number)
-            for number, (start, end) in enumerate(spans)
+            Prompt(self._pieces((task, part), group), group, number)
+            for number, part in enumerate(text[start:end] for start, end in spans)
             for group in labels.groups
         ]
         return Composed(prompts, labels, len(spans), tokens, self.max_length, too_long)
@@ -308,23 +319,20 @@ class Composer:
             return not self.folder.config.prompt_first
         return self.architecture != "decoder-kv" or not self.reading.examples
 
-    def _prompt(self, text: Ids, group: LabelGroup) -> Ids:
-        """Return the ids of one input."""
+    def _pieces(self, text: tuple[Ids, ...], group: LabelGroup) -> tuple[Ids, ...]:
+        """Return the pieces of one input."""
         before, after, fixed = self.tokenizer.prefix, self.tokenizer.suffix, self._fixed
         if self._marks is None:
-            return np.concatenate((before, text, after))
+            return (before, *text, after)
         separator = self._marks.separator
         if self.architecture in ENCODER_DECODERS:
-            return np.concatenate((before, text, fixed.examples, after))
+            return (before, *text, fixed.examples, after)
         if self.architecture == "decoder-kv":
-            return np.concatenate((fixed.task, fixed.examples, text, group.ids))
-        if self.architecture == "bi-encoder-fused":
-            head = np.concatenate((fixed.task, group.ids, separator))
-            pieces = (head, text) if self.folder.config.prompt_first else (text, head)
-            return np.concatenate((before, *pieces, fixed.examples, after))
-        head = np.concatenate((group.ids, separator, fixed.task))
-        pieces = (head, text) if self.folder.config.prompt_first else (text, head)
-        return np.concatenate((before, *pieces, fixed.examples, after))
+            return (fixed.task, fixed.examples, *text, group.ids)
+        fused = self.architecture == "bi-encoder-fused"
+        head = (fixed.task, group.ids, separator) if fused else (group.ids, separator, fixed.task)
+        pieces = (*head, *text) if self.folder.config.prompt_first else (*text, *head)
+        return (before, *pieces, fixed.examples, after)
 
     def _group(self, members: Sequence[int], inputs: Sequence[tuple[Ids, ...]]) -> LabelGroup:
         """Return the labels ``members`` as a group."""

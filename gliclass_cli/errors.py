@@ -4,6 +4,7 @@
     ├── UsageProblem     2   options or labels that make no sense together
     ├── InputUnusable    3   an input file that cannot be read on
     ├── ModelUnusable    4   a model folder, backend or extra that is missing or wrong
+    │   └── OutOfMemory  4   more memory needed than there is; where one text needs it, an error of its row
     ├── OutputFailed     6   results that could not be written
     └── Interrupted    130   Ctrl-C (129: SIGHUP, 143: SIGTERM); what was finished is written
 
@@ -69,6 +70,10 @@ class ModelUnusable(GliclassError):
     """A model folder, backend or extra that is missing or not usable."""
 
     exit_code = ExitCode.MODEL
+
+
+class OutOfMemory(ModelUnusable):
+    """There is not enough memory to compute an input."""
 
 
 class OutputFailed(GliclassError):

@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import select
 import stat
 import sys
@@ -35,6 +36,12 @@ _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", 
 # What the first bytes may tell; one of these in the making is read to its end before it is looked at.
 _TELLING = (*_MAGIC, codecs.BOM_UTF8 + b"{", codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
 _HEAD = 1 << 16
+# Control characters but tabs and line ends, those of the second block and directions of writing too, in UTF-8.
+_STEERING = re.compile(
+    rb"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]"
+)
+_LARGEST_TEXT = 100_000_000  # bytes of a file of labels, examples or settings
+_MOST_XZ_MEMORY = 1 << 28  # xz -9 takes a quarter of it; a file may ask for 4 GB
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
 
@@ -85,6 +92,33 @@ class _Inflated(io.RawIOBase):
         super().close()
 
 
+class _XzFile:
+    """Decompresses xz with a bound on its memory; what follows a file must be another one, or zeros."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._decoder = lzma.LZMADecompressor(memlimit=_MOST_XZ_MEMORY)
+
+    def read1(self, size: int) -> bytes:
+        """Return some bytes, at most ``size``; none at the end. Raises EOFError, lzma.LZMAError."""
+        while True:
+            data = b""
+            if self._decoder.eof:
+                data = self._decoder.unused_data.lstrip(b"\0")
+                while not data and (more := _read_some(self._raw, _HEAD)):
+                    data = more.lstrip(b"\0")
+                if not data:
+                    return b""
+                self._decoder = lzma.LZMADecompressor(memlimit=_MOST_XZ_MEMORY)
+            elif self._decoder.needs_input and not (data := _read_some(self._raw, _HEAD)):
+                raise EOFError("the file ended before the end of its data")
+            if found := self._decoder.decompress(data, size):
+                return found
+
+    def close(self) -> None:
+        """Do nothing: the raw stream is closed by who opened it."""
+
+
 @dataclass(slots=True)
 class Source:
     """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read."""
@@ -113,6 +147,8 @@ class Source:
             raise InputUnusable(f"{self.name}: cannot be read on: {_reason(error)}") from error
 
     def _damaged(self, error: Exception) -> InputUnusable:
+        if "Memory usage limit" in str(error):
+            return InputUnusable(f"{self.name}: needs more than {_MOST_XZ_MEMORY >> 20} MiB to be decompressed")
         return InputUnusable(
             f"{self.name}: the compressed data is damaged or cut off after {self.consumed()} bytes ({error})"
         )
@@ -159,7 +195,10 @@ def open_source(name: str) -> Iterator[Source]:
 def read_text_file(name: str, what: str, problem: type[Exception]) -> str:
     """Return a small text file (UTF-8, a byte order mark is dropped); raises ``problem`` with a full message."""
     try:
-        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if name == STDIN else Path(name).open("rb") as file:
+            data = file.read(_LARGEST_TEXT + 1)
+        if len(data) > _LARGEST_TEXT:
+            raise problem(f"{what} {name}: has more than {_LARGEST_TEXT:,} bytes; is it the right file?")
         return data.decode("utf-8-sig")
     except OSError as error:
         raise problem(f"{what} {name}: {_reason(error)}{_similar(Path(name))}") from error
@@ -187,6 +226,7 @@ class Output:
         self._shown = "standard output" if name is None or name in _STDOUT else name
         self._special = name is None or name in _STDOUT
         self._ending = ""
+        self._watched = self._special and sys.stdout.isatty()
         self._file: BinaryIO
         self._stream: IO[bytes] | None = None  # compresses; opened when there is something to write
         if name is None or name in _STDOUT:
@@ -243,11 +283,17 @@ class Output:
         self.wrote = size > 0
 
     def write(self, data: bytes) -> None:
-        """Write bytes. Raises OutputFailed; BrokenPipeError where the reader of standard output went away."""
+        """Write bytes; on a terminal without what could steer it.
+
+        Raises:
+            OutputFailed: they cannot be written.
+            BrokenPipeError: the reader of standard output went away.
+        """
         if data:
             self.wrote = True
+            shown = _STEERING.sub(b" ", data) if self._watched else data
             with self._writing():
-                self._opened().write(data)
+                self._opened().write(shown)
 
     def flush(self) -> None:
         """Hand on what is written: on standard output, or a pipe, a reader sees it now."""
@@ -372,7 +418,7 @@ def _decompress(kind: str, raw: io.RawIOBase) -> Any:
     if kind == "bz2":
         return bz2.BZ2File(cast(IO[bytes], raw))
     if kind == "xz":
-        return lzma.LZMAFile(cast(IO[bytes], raw))
+        return _XzFile(raw)
     return zstd.ZstdFile(cast(Any, raw))
 
 

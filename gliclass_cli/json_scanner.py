@@ -1,6 +1,7 @@
 """Cutting JSON into its elements while it comes in, without reading them."""
 
 import re
+import sys
 from collections.abc import Iterator
 
 # Strings, and all else that neither opens nor closes nor separates values: inside of an element, and between elements.
@@ -12,16 +13,21 @@ _STRING_BODY = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
 class JsonScanner:
-    """Cuts a JSON array, or objects one after another, into its elements, whatever the blocks that they come in."""
+    """Cuts a JSON array, or objects one after another, into its elements, whatever the blocks that they come in.
 
-    def __init__(self) -> None:
+    An element of more than ``most`` bytes is not kept: None stands for its text.
+    """
+
+    def __init__(self, most: int = sys.maxsize) -> None:
+        self._most = most
         self.line = 1  # where the text that is not yet given out begins
         self.in_array = False
         self._depth = 0
         self._quoted = self._escaped = False  # the text so far ends in a string, and there after a backslash
         self._value = bytearray()
+        self._dropped = 0  # the line on which an element began that is too long to be kept
 
-    def feed(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+    def feed(self, block: bytes) -> Iterator[tuple[int, bytes | None]]:
         """Yield (line, text) of each element that ends in this block."""
         begin = at = 0
         while at < len(block):
@@ -33,7 +39,7 @@ class JsonScanner:
             token = block[at - 1 : at]
             if token == b'"':
                 self._quoted = True
-            elif token == b"[" and self._depth == 0 and not (self._value + block[begin : at - 1]).strip():
+            elif token == b"[" and self._depth == 0 and self._is_blank(block[begin : at - 1]):
                 self._take(block[begin : at - 1])
                 begin, self.in_array, self._depth = at, True, 1
             elif token in (b"[", b"{"):
@@ -43,7 +49,7 @@ class JsonScanner:
                 begin = at
             elif token == b"]" and self._depth == self.in_array == 1:
                 last = self._take(block[begin : at - 1])
-                if last[1]:
+                if last[1] != b"":
                     yield last
                 begin, self.in_array, self._depth = at, False, 0
             elif token:
@@ -51,21 +57,38 @@ class JsonScanner:
                 if self._depth == 0:
                     yield self._take(block[begin:at])
                     begin = at
-        self._value += block[begin:]
+        self._keep(block[begin:])
 
-    def rest(self) -> Iterator[tuple[int, bytes]]:
+    def rest(self) -> Iterator[tuple[int, bytes | None]]:
         """Yield what no bracket or comma has ended."""
-        if self._value.strip():
+        if not self._is_blank(b""):
             yield self._take(b"")
 
-    def _take(self, end: bytes) -> tuple[int, bytes]:
+    def _is_blank(self, end: bytes) -> bool:
+        """Tell whether there is nothing but space so far, ``end`` included."""
+        return not (self._dropped or self._value.strip() or end.strip())
+
+    def _keep(self, piece: bytes) -> None:
+        """Add a piece to the text so far, unless that is too long."""
+        if self._dropped:
+            self.line += piece.count(b"\n")
+            return
+        self._value += piece
+        if len(self._value) > self._most:
+            start, text = self._take(b"")
+            self._dropped = 0 if text == b"" else start  # space before an element is not counted to it
+
+    def _take(self, end: bytes) -> tuple[int, bytes | None]:
         """Give out the text so far with its last piece, and the line on which it begins."""
         value = bytes(self._value) + end
         self._value.clear()
         text = value.lstrip()
-        start = self.line + value.count(b"\n", 0, len(value) - len(text))
+        start = self._dropped or self.line + value.count(b"\n", 0, len(value) - len(text))
         self.line += value.count(b"\n")
-        return start, text.rstrip()
+        text = text.rstrip()
+        too_long = self._dropped or len(text) > self._most
+        self._dropped = 0
+        return start, None if too_long else text
 
     def _skip_string(self, block: bytes, at: int) -> int:
         """Return where the string ends that is open at ``at``, or the end of the block."""

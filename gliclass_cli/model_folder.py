@@ -83,6 +83,11 @@ class OnnxModel:
     bias: float = 0.0
     published: bool = False
 
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graphs that there are."""
+        return tuple(graph for graph in (self.text, self.label, self.scorer) if graph is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -142,6 +147,11 @@ class ModelFolder:
     def usage(self) -> Usage:
         """How the model is used."""
         return Usage(self.max_length, self.label_templates, self.calibration)
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is the model in the package."""
+        return self.path == _BUNDLED
 
     def as_checkpoint(self) -> "ModelFolder":
         """Return the folder with the configuration that a checkpoint made of it is saved with."""
@@ -227,10 +237,10 @@ def model_digest(folder: ModelFolder, *, weights: bool, adapter: str | None = No
     Raises:
         ModelUnusable: a file cannot be read.
     """
-    graphs = [] if folder.onnx is None else [folder.onnx.text, folder.onnx.label, folder.onnx.scorer]
-    names = {graph.path.name for graph in graphs if graph is not None}
+    graphs = () if folder.onnx is None else folder.onnx.graphs
+    names = {graph.path.name for graph in graphs}
     found = {folder.path / "config.json", folder.tokenizer, folder.label_tokenizer}
-    for parent in {folder.path, *(graph.path.parent for graph in graphs if graph is not None)}:
+    for parent in {folder.path, *(graph.path.parent for graph in graphs)}:
         # A large graph keeps its numbers beside it, in a file whose name begins as its own.
         found |= {file for file in parent.iterdir() if file.name.startswith(tuple(names))}
     if weights:
@@ -239,6 +249,12 @@ def model_digest(folder: ModelFolder, *, weights: bool, adapter: str | None = No
         found |= {Path(adapter) / "adapter_config.json", *Path(adapter).glob("*.safetensors")}
     digests = [f"{file.name} {file_digest(file)}\n" for file in sorted(found)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def check_digest(graph: Graph) -> None:
+    """Raise ModelUnusable where a graph is not the file that ``config.json`` means; a published one is not known."""
+    if graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
+        raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
 
 
 def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder:

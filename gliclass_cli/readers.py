@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 import sys
@@ -20,7 +21,7 @@ import orjson
 from gliclass_cli.errors import InputUnusable, UsageProblem
 from gliclass_cli.files import COMPRESSED_SUFFIXES, Source
 from gliclass_cli.json_scanner import JsonScanner
-from gliclass_cli.records import Record, RowError, string_fields
+from gliclass_cli.records import MAX_ROW_BYTES, Record, RowError, string_fields
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "text")
 _BY_SUFFIX = {
@@ -51,13 +52,17 @@ _NO_FILES = ("idna", "punycode", "raw-unicode-escape", "unicode-escape")
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How to read an input; ``format`` None means by its name, else by its first byte."""
+    """How to read an input; ``format`` None means by its name, else by its first byte.
+
+    A row of more than ``max_row_bytes``, decompressed, is an error in its place and never in memory as a whole.
+    """
 
     format: str | None = None
     encoding: str = "utf-8"
     delimiter: str | None = None
     header: bool = True
     text_fields: tuple[str, ...] = ()
+    max_row_bytes: int = MAX_ROW_BYTES
 
 
 @dataclass(slots=True)
@@ -77,7 +82,7 @@ def read_rows(source: Source, options: ReadOptions) -> Rows:
         InputUnusable: it is binary, its header is no use, or (while iterating) it cannot be read on.
         UsageProblem: the encoding or delimiter does not exist, or the text's column must be named.
     """
-    lines = _Lines(source, options.encoding)
+    lines = _Lines(source, options.encoding, options.max_row_bytes)
     head = lines.head()
     kind = options.format or _format_of(head, source.name)
     if kind in ("csv", "tsv"):
@@ -123,10 +128,15 @@ class _Recoded(io.RawIOBase):
 
 
 class _Lines:
-    """The input line by line, as bytes in an encoding in which a line end is one byte, and where we are in it."""
+    """The input line by line, as bytes in an encoding in which a line end is one byte, and where we are in it.
 
-    def __init__(self, source: Source, encoding: str) -> None:
+    ``cut``: the line read last has more than ``most`` bytes, and only its beginning was given.
+    """
+
+    def __init__(self, source: Source, encoding: str, most: int = MAX_ROW_BYTES) -> None:
         self.source = source
+        self.most = most
+        self.cut = False
         self.number = 0  # of the line read last, from 1
         self.position = 0
         self.given = self.encoding = _text_encoding(encoding)
@@ -152,12 +162,19 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield line after line with its line end; a byte order mark is dropped."""
-        for line in self._pieces(self._stream.readline):
+        for line in self._pieces(lambda: self._stream.readline(self.most + 1)):
             self.number += 1
+            self.cut = len(line) > self.most
             if self.number == 1 and self.encoding == "utf-8":
                 line = line.removeprefix(_BOM_UTF8)
             if line:
                 yield line
+
+    def rest(self, line: bytes) -> Iterator[bytes]:
+        """Yield the rest of a ``line`` that was cut, block by block."""
+        pieces = self._pieces(lambda: self._stream.readline(_BLOCK))
+        while not line.endswith(b"\n") and (line := next(pieces, b"")):
+            yield line
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the input in UTF-8 block by block, as it comes in, without its byte order mark."""
@@ -195,6 +212,11 @@ class _Lines:
         """Build the record of a row that cannot be used."""
         return self.record(line, raw, fields, error=RowError(code, message, line))
 
+    def too_long(self, line: int) -> Record:
+        """Build the record of a row that was read past; nothing of it is kept."""
+        message = f"the row has more than {self.most:,} bytes: it was read past; --max-row-bytes takes longer ones"
+        return self.bad(line, b"", "row_too_long", message)
+
     def undecodable(self, line: int, raw: bytes) -> Record:
         """Build the record of a row whose bytes are not in the encoding."""
         hint = "name its encoding with --encoding, for example --encoding cp1252"
@@ -216,10 +238,20 @@ def _format_of(head: bytes, name: str) -> str:
     return _BY_SUFFIX.get(path.suffix, by_content)
 
 
-def _read_jsonl(lines: _Lines) -> Iterator[Record]:
+def _short(lines: _Lines) -> Iterator[bytes | None]:
+    """Yield line after line; None for one that is too long, which is read past."""
     for raw in lines:
-        body = raw.strip()
-        if body:
+        if lines.cut:
+            for _ in lines.rest(raw):
+                pass
+        yield None if lines.cut else raw
+
+
+def _read_jsonl(lines: _Lines) -> Iterator[Record]:
+    for raw in _short(lines):
+        if raw is None:
+            yield lines.too_long(lines.number)
+        elif body := raw.strip():
             yield _json_record(lines, lines.number, raw, body)
 
 
@@ -267,24 +299,29 @@ def _not_json(name: str) -> NoReturn:
 
 def _read_json(lines: _Lines) -> Iterator[Record]:
     """Read the objects of one JSON array, or JSON objects one after another, without reading the whole file."""
-    scanner = JsonScanner()
-    for block in lines.blocks():
-        for line, raw in scanner.feed(block):
-            yield _json_record(lines, line, raw + b"\n", raw)
-    for line, raw in scanner.rest():
-        yield _json_record(lines, line, raw + b"\n", raw)
+    scanner = JsonScanner(lines.most)
+    elements = itertools.chain(itertools.chain.from_iterable(map(scanner.feed, lines.blocks())), scanner.rest())
+    for line, raw in elements:
+        yield lines.too_long(line) if raw is None else _json_record(lines, line, raw + b"\n", raw)
     if scanner.in_array:
         raise InputUnusable(f"{lines.source.name}:{scanner.line}: the JSON array is not closed: the file is cut off")
 
 
 def _read_text(lines: _Lines) -> Iterator[Record]:
-    for raw in lines:
+    for raw in _short(lines):
+        if raw is None:
+            yield lines.too_long(lines.number)
+            continue
         try:
             text = raw.removesuffix(b"\n").removesuffix(b"\r").decode(lines.encoding)
         except UnicodeDecodeError:
             yield lines.undecodable(lines.number, raw)
         else:
             yield lines.record(lines.number, raw, {"text": text})
+
+
+class _RowTooLong(Exception):
+    """A row has more bytes than may be kept."""
 
 
 class _CsvRows:
@@ -294,16 +331,42 @@ class _CsvRows:
         # Cells of any size; strict: what is not CSV is an error in its place, never guessed at.
         csv.field_size_limit(sys.maxsize)
         self._lines = lines
+        self._delimiter = delimiter
         self._raw: list[bytes] = []
-        self._cells = csv.reader(self._decoded(), delimiter=delimiter, strict=True)
+        self._cells = self._reader()
+
+    def _reader(self) -> Iterator[list[str]]:
+        return csv.reader(self._decoded(), delimiter=self._delimiter, strict=True)
 
     def _decoded(self) -> Iterator[str]:
+        """Yield the lines. Raises _RowTooLong, after the row that is too long was read past."""
+        size = 0
         for raw in self._lines:
+            size = size + len(raw) if self._raw else len(raw)
             self._raw.append(raw)
+            if size > self._lines.most:
+                self._read_past(raw)
+                raise _RowTooLong
             yield raw.decode(self._lines.encoding, _MARK)
 
+    def _read_past(self, line: bytes) -> None:
+        """Read to the end of a row: to the first line end with as many quotes opened as closed before it."""
+        quotes = sum(piece.count(b'"') for piece in self._raw)
+        self._raw.clear()
+        lines = iter(self._lines)
+        while line:
+            if self._lines.cut:
+                quotes += sum(piece.count(b'"') for piece in self._lines.rest(line))
+            if quotes % 2 == 0:
+                return
+            line = next(lines, b"")
+            quotes += line.count(b'"')
+
     def __iter__(self) -> Iterator[tuple[int, bytes, list[str] | None, str]]:
-        """Yield (line, raw, cells, problem); cells are None where the row is not CSV. Blank lines are no rows."""
+        """Yield (line, raw, cells, problem); cells are None where the row is not CSV. Blank lines are no rows.
+
+        Of a row that is too long there is nothing but its line.
+        """
         while True:
             self._raw.clear()
             start = self._lines.number + 1
@@ -312,6 +375,9 @@ class _CsvRows:
                 cells = next(self._cells)
             except StopIteration:
                 return
+            except _RowTooLong:
+                self._cells = self._reader()
+                yield start, b"", None, ""
             except csv.Error as error:
                 problem = str(error)
                 if problem == "unexpected end of data":
@@ -329,6 +395,8 @@ def _read_csv(lines: _Lines, kind: str, options: ReadOptions) -> Rows:
     if first is None:
         return Rows(iter(()), kind, () if options.header else None)
     line, raw, cells, problem = first
+    if not raw:
+        raise InputUnusable(f"{lines.source.name}:{line}: the first row has more than {lines.most:,} bytes")
     if cells is None or (options.header and not _clean(cells)):
         what = f"not CSV: {problem}" if cells is None else f"not {lines.given} text; name its encoding with --encoding"
         raise InputUnusable(f"{lines.source.name}:{line}: the first row is {what}")
@@ -350,7 +418,9 @@ def _csv_records(
     lines: _Lines, rows: Iterator[tuple[int, bytes, list[str] | None, str]], columns: tuple[str, ...]
 ) -> Iterator[Record]:
     for line, raw, cells, problem in rows:
-        if cells is None:
+        if cells is None and not raw:
+            yield lines.too_long(line)
+        elif cells is None:
             yield lines.bad(line, raw, "invalid_csv", f"not CSV: {problem}")
         elif not _clean(cells):
             yield lines.undecodable(line, raw)

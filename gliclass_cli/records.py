@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# A row that is longer is not kept in memory, unless the user wants it.
+MAX_ROW_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class RowError:

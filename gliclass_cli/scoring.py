@@ -67,7 +67,7 @@ class Scorer:
         if self.backend.alone:
             return [[index] for index in range(len(prompts))]
         apart = self._architecture in ENCODER_DECODERS  # the labels are an input of their own
-        return plan_batches([len(p.ids) + apart * len(p.group.ids) for p in prompts], batch_tokens)
+        return plan_batches([len(p) + apart * len(p.group.ids) for p in prompts], batch_tokens)
 
     def _compare(self, vectors: Floats, prompts: Sequence[Prompt]) -> list[Floats]:
         """Return the logits of texts' vectors (B, D) against their labels' vectors."""

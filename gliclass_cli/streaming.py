@@ -25,12 +25,26 @@ class _End:
 class Ahead(Generic[T]):
     """Iterates ``items`` in a thread of its own, at most ``capacity`` items ahead of whoever takes them.
 
+    ``weigh`` and ``most`` bound what waits by its weight too; one item may always wait.
+
     An exception of ``items`` is raised to the taker in its place, after all items before it. ``close`` lets the
     thread go; one that waits for input that never comes does not keep the process alive.
     """
 
-    def __init__(self, items: Iterable[T], capacity: int, name: str) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        capacity: int,
+        name: str,
+        *,
+        weigh: Callable[[T], int] = lambda item: 0,
+        most: int = 0,
+    ) -> None:
         """Start the thread."""
+        self._weigh = weigh
+        self._most = most
+        self._waiting = 0  # weight of the items that nobody has taken
+        self._taken = threading.Condition()
         self._queue: queue.Queue[T | _Failure | _End] = queue.Queue(capacity)
         self._closed = threading.Event()
         self._ended = False
@@ -65,6 +79,7 @@ class Ahead(Generic[T]):
             if isinstance(item.error, TimeoutError):
                 raise RuntimeError(f"reading ahead failed: {item.error!r}") from item.error
             raise item.error
+        self._add(-self._weigh(item))
         return item
 
     def close(self) -> None:
@@ -74,7 +89,7 @@ class Ahead(Generic[T]):
     def _work(self, items: Iterable[T]) -> None:
         try:
             for item in items:
-                if not self._put(item):
+                if not (self._has_room(self._weigh(item)) and self._put(item)):
                     return
             self._put(_End())
         except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
@@ -83,6 +98,20 @@ class Ahead(Generic[T]):
             close = getattr(items, "close", None)
             if close is not None:
                 close()
+
+    def _add(self, weight: int) -> None:
+        with self._taken:
+            self._waiting += weight
+            self._taken.notify()
+
+    def _has_room(self, weight: int) -> bool:
+        """Wait until there is room for an item, and take it; False where the thread should stop."""
+        while not self._closed.is_set():
+            with self._taken:
+                if self._taken.wait_for(lambda: not self._waiting or self._waiting + weight <= self._most, _TICK):
+                    self._waiting += weight
+                    return True
+        return False
 
     def _put(self, item: T | _Failure | _End) -> bool:
         while not self._closed.is_set():

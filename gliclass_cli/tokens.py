@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from gliclass_cli.errors import ModelUnusable
 Ids = NDArray[np.int64]
 
 # Tokens that steer a model, whatever their ids: <<LABEL>>, <<SEP>>, <<EXAMPLE>>, <</EXAMPLE>>, <<TRUE_LABEL>> ...
+_LARGEST_FILE = 200_000_000  # bytes of a tokenizer.json
+# The tokenizer takes some 100 bytes a character while it works.
+_MOST_CHARACTERS = 1_000_000
+_SPACE_WITHIN = 10_000
+_SINGLE_SPACE = re.compile(r"\S (?=\S)")
 _CONTROL = re.compile(r"<</?[A-Z_]+>>")
 
 
@@ -29,6 +34,8 @@ class Tokenizer:
     def __init__(self, path: Path, control: Collection[int] = ()) -> None:
         """Load a ``tokenizer.json``; ``control`` are ids that steer the model. Raises ModelUnusable."""
         try:
+            if path.stat().st_size > _LARGEST_FILE:
+                raise ModelUnusable(f"{path}: is too large for a tokenizer")
             data = path.read_bytes()
             original = _Tokenizer.from_buffer(data)
             original.no_truncation()
@@ -36,10 +43,9 @@ class Tokenizer:
             self.prefix, self.suffix = _around(original)
             # In one string with others, a piece that does not come first has no word boundary put before it.
             first, later = _without_control(original, data, control)
-        except OSError as error:
-            raise ModelUnusable(f"{path}: cannot be read: {error.strerror}") from error
-        except Exception as error:
-            raise ModelUnusable(f"{path}: not a tokenizer: {error}") from error
+        except BaseException as error:
+            raise _unusable(path, error) from error
+        self._path = path
         self._original = original
         self._first, self._later = first, later
 
@@ -58,14 +64,66 @@ class Tokenizer:
         return text
 
     def encode(self, texts: Sequence[str], *, first: bool = True) -> list[Ids]:
-        """Tokenise texts, nothing added and nothing cut; ``first``: no other piece of the input stands before."""
+        """Tokenise texts, nothing added and nothing cut; ``first``: no other piece of the input stands before.
+
+        A text of more than a million characters is tokenised in parts, so that memory stays bounded.
+        """
         tokenizer = self._first if first else self._later
+        encoded: list[Ids] = []
         try:
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # half of a character (a lone surrogate) is no text: "?" instead
-            whole = [text.encode("utf-8", "replace").decode() for text in texts]
-            encodings = tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+            for batch in _batches(texts):
+                if len(batch) == 1 and len(batch[0]) > _MOST_CHARACTERS:
+                    head, *rest = _parts(batch[0])
+                    pieces = [*_encode(tokenizer, [head]), *(_encode(self._later, [part])[0] for part in rest)]
+                    encoded.append(np.concatenate(pieces))
+                else:
+                    encoded += _encode(tokenizer, batch)
+        except BaseException as error:
+            raise _unusable(self._path, error) from error
+        return encoded
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
+    try:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except (TypeError, UnicodeEncodeError):  # half of a character (a lone surrogate) is no text: "?" instead
+        whole = [text.encode("utf-8", "replace").decode() for text in texts]
+        encodings = tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield texts, in order, in batches of at most so many characters, or of one text."""
+    start = characters = 0
+    for end, text in enumerate(texts):
+        if end > start and characters + len(text) > _MOST_CHARACTERS:
+            yield texts[start:end]
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cut a long text before single spaces, where tokenizers begin a new word; anywhere where there is none near."""
+    start = 0
+    while len(text) - start > _MOST_CHARACTERS:
+        end = start + _MOST_CHARACTERS
+        spaces = [found.start() + 1 for found in _SINGLE_SPACE.finditer(text, end - _SPACE_WITHIN, end)]
+        end = spaces[-1] if spaces else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _unusable(path: Path, error: BaseException) -> BaseException:
+    """Return what to raise where a tokenizer failed; a panic of its library is no ``Exception``, but no end either."""
+    if isinstance(error, OSError):
+        return ModelUnusable(f"{path}: cannot be read: {error.strerror}")
+    own = isinstance(error, ModelUnusable | MemoryError)
+    if own or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        return error
+    return ModelUnusable(f"{path}: not a tokenizer: {error}")
 
 
 def _around(tokenizer: Any) -> tuple[Ids, Ids]:

@@ -4,7 +4,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import orjson
@@ -12,8 +12,9 @@ import pytest
 
 import gliclass_cli
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
-from gliclass_cli.composer import PreparedLabels
-from gliclass_cli.errors import InputUnusable, ModelUnusable
+from gliclass_cli.composer import PreparedLabels, Prompt
+from gliclass_cli.decoding import Floats
+from gliclass_cli.errors import InputUnusable, ModelUnusable, OutOfMemory
 from gliclass_cli.labels import LabelProblem, LabelSet, make_labels, parse_labels
 from gliclass_cli.predictions import Choice, Coverage, Prediction, Refusal, Truncation
 from gliclass_cli.prompts import Reading
@@ -290,3 +291,32 @@ def test_the_package_offers_the_classifier() -> None:
     assert gliclass_cli.Classifier is Classifier
     with pytest.raises(AttributeError):
         gliclass_cli.Nothing  # noqa: B018
+
+
+def test_a_text_that_needs_more_memory_than_there_is_is_an_error_of_its_row(
+    classifier: Classifier, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = classifier._scorer.score
+
+    def small(prompts: Sequence[Prompt]) -> list[Floats]:
+        if sum(map(len, prompts)) > 200:
+            raise OutOfMemory("there is not enough memory")
+        return score(prompts)
+
+    monkeypatch.setattr(classifier._scorer, "score", small)
+    queries = (
+        Query(None, text, labels) for text in ["word " * 60, "short", "word " * 400, "word " * 61, "order " * 70]
+    )
+    found = [answer for window in classifier.stream(queries, FULL) for _, answer in window]
+    assert found[2] == Refusal("out_of_memory", "there is not enough memory")
+    assert all(isinstance(answer, Prediction) for number, answer in enumerate(found) if number != 2)
+
+
+def test_a_long_text_in_many_orders_takes_little_memory(labels: LabelSet) -> None:
+    """Prompts of one text share their pieces: 3,000 windows of 512 tokens are not in memory at once."""
+    classifier = Classifier.load(reading=Reading(long="chunk", max_length=64))
+    [composed] = classifier._composer.compose(["word " * 150_000], classifier._prepare(labels)[1])
+    text = next(piece for piece in composed.prompts[0].pieces if len(piece) > 2)
+    assert composed.windows > 2000
+    assert text.base is not None  # a view of the text
+    assert composed.prompts[7].ids.tolist() == [101, *[2773] * 62, 102]

@@ -806,6 +806,44 @@ def test_doctor(tmp_path: Path) -> None:
     assert (broken.exit_code, json.loads(broken.stdout)["ready"]) == (4, False)
 
 
+def test_any_changed_byte_of_an_exported_graph_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLES.parent / "gliclass_cli" / "default_model", tmp_path / "model")
+    data = (folder / "text.onnx").read_bytes()
+    for place in (0, len(data) // 2, len(data) - 1):
+        (folder / "text.onnx").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        result = gliclass("tag", "a", *LABELS, "--model", str(folder))
+        assert (result.exit_code, result.stdout) == (4, "")
+        assert "text.onnx: is not the file it should be (SHA-256 differs)" in result.stderr
+
+
+def test_rows_that_are_too_long_are_errors_and_no_rejects(tmp_path: Path) -> None:
+    rejects = tmp_path / "rejects"
+    long = "x" * 300
+    result = gliclass("classify", *LABELS, "--max-row-bytes", "200", "--rejects", str(rejects), stdin=f"a\n{long}\nb\n")
+    assert result.exit_code == 5
+    assert [row["prediction"].get("error", {}).get("code") for row in rows_of(result)] == [None, "row_too_long", None]
+    assert (
+        "stdin:2: the row has more than 200 bytes: it was read past; --max-row-bytes takes longer ones" in result.stderr
+    )
+    assert rejects.read_bytes() == b""
+    assert gliclass("classify", *LABELS, "--max-row-bytes", "0", stdin="a").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--output-format", "table"], ["--output-format", "label"], ["--select", "b\x9bl"], []]
+)
+def test_nothing_in_a_row_steers_the_terminal(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "in\x1b[31mput.csv"
+    path.write_text('text\n"a\x1b]0;owned\x07\u202e"\n"x","y"\n', "utf-8")
+    shown, code = on_terminal(
+        "classify", str(path), "-l", "b\x9bl", "-l", "\x1b[2Jc", "--multi", "--threshold", "0", *arguments
+    )
+    assert code == 5
+    assert "ragged row" in shown
+    assert not {"\x07", "\x9b", "\u202e"} & set(shown)
+    assert "\x1b]" not in shown and "\x1b[31m" not in shown and "\x1b[2J" not in shown
+
+
 def test_bugs_are_admitted_with_exit_70() -> None:
     program = (
         "import sys, gliclass_cli.cli.doctor as d; sys.argv = ['gliclass', 'doctor'];"

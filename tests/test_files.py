@@ -11,6 +11,7 @@ import random
 import stat
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -412,3 +413,52 @@ def test_a_reader_that_went_away_is_left_to_the_caller(tmp_path: Path) -> None:
         output.write(DATA)
         output.flush()
     output.close()
+
+
+# --- bombs, and what steers a terminal -------------------------------------------------------------------------------
+
+
+def test_xz_that_asks_for_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 29}]
+    head = lzma.compress(b"small", format=lzma.FORMAT_XZ, filters=[{**filters[0], "dict_size": 1 << 20}])
+    # The size of the dictionary is the byte after the filter's number and length; the header's checksum follows.
+    header = bytearray(head[12 : 12 + (head[12] + 1) * 4])
+    header[4] = 38  # 2 ** 31 bytes
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    path.write_bytes(head[:12] + header + head[12 + len(header) :])
+    with pytest.raises(InputUnusable, match=r"bomb\.xz: needs more than 256 MiB to be decompressed"):
+        read_all(path)
+    assert read_all_of(lzma.compress(b"x" * 10_000_000, preset=9), tmp_path) == b"x" * 10_000_000
+
+
+def read_all(path: Path) -> bytes:
+    with open_source(str(path)) as source, source.reading():
+        return source.stream.read()
+
+
+def read_all_of(data: bytes, folder: Path) -> bytes:
+    (folder / "data").write_bytes(data)
+    return read_all(folder / "data")
+
+
+def test_what_follows_an_xz_file_is_another_one_or_zeros(tmp_path: Path) -> None:
+    one = lzma.compress(b"one")
+    assert read_all_of(one + b"\0" * 8 + lzma.compress(b"two") + b"\0" * 4, tmp_path) == b"onetwo"
+    with pytest.raises(InputUnusable, match="damaged or cut off"):
+        read_all_of(one + b"junk", tmp_path)
+
+
+def test_a_small_file_that_never_ends_is_refused() -> None:
+    with pytest.raises(UsageProblem, match=r"label file /dev/zero: has more than 100,000,000 bytes"):
+        read_text_file("/dev/zero", "label file", UsageProblem)
+
+
+def test_only_a_terminal_gets_results_without_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "a\x1b]0;title\x07\tb\r\nc\rd\x9b31m\u202ec\u2066 é🙂".encode()
+    for watched, expected in ((False, hostile), (True, "a ]0;title \tb\r\nc d 31m c  é🙂".encode())):
+        stream = io.TextIOWrapper(io.BytesIO())
+        monkeypatch.setattr(stream, "isatty", lambda watched=watched: watched)
+        monkeypatch.setattr("sys.stdout", stream)
+        Output(None).write(hostile)
+        assert stream.buffer.getvalue() == expected  # type: ignore[attr-defined]

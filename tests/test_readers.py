@@ -1,11 +1,14 @@
 """Readers: any bytes end in records or a clean error, and no row is lost, changed or moved."""
 
 import codecs
+import contextlib
 import csv
+import gzip
 import io
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -662,3 +665,69 @@ def test_positions_grow_to_the_size_of_the_file(read: Read, format: str, encodin
     positions = [record.position for record in read(data.encode(encoding), format, encoding=encoding)]
     assert positions == sorted(positions)
     assert positions[-1] == len(data.encode(encoding))
+
+
+# --- rows that are too long ------------------------------------------------------------------------------------------
+
+LONG = "x" * 50
+TOO_LONG = "the row has more than 20 bytes: it was read past; --max-row-bytes takes longer ones"
+
+
+@pytest.mark.parametrize(
+    ("format", "data", "lines", "good"),
+    [
+        ("text", f"a\n{LONG}\nb\n{LONG}", [1, 2, 3, 4], ["a", None, "b", None]),
+        ("text", "x" * 20 + "\n" + "y" * 19 + "\n", [1, 2], [None, "y" * 19]),
+        ("jsonl", f'{{"text": "a"}}\n{{"text": "{LONG}"}}\n\n{{"text": "b"}}', [1, 2, 4], ["a", None, "b"]),
+        ("json", f'[{{"text": "a"}},\n {{"text":\n "{LONG}"}},\n{{"text": "b"}}]', [1, 2, 4], ["a", None, "b"]),
+        ("json", f'{{"text": "a"}}\n{{"text": "{LONG}"}}' + "\n" * 60 + '{"text": "b"}', [1, 2, 62], ["a", None, "b"]),
+        ("csv", f"text,n\na,1\n{LONG},2\nb,3\n", [2, 3, 4], ["a", None, "b"]),
+        # A quoted cell goes on over lines: the row ends where its quotes do.
+        ("csv", f'text,n\na,1\n"{LONG}\n{LONG}""\nc,4\n",2\nb,3\n', [2, 3, 7], ["a", None, "b"]),
+        ("csv", 'text,n\na,1\n"' + "c\n" * 30 + '",2\nb,3\n', [2, 3, 34], ["a", None, "b"]),
+        ("csv", 'text,n\na,1\n"' + "c\n" * 30, [2, 3], ["a", None]),
+    ],
+)
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_a_row_that_is_too_long_costs_itself_only(
+    read: Read, format: str, data: str, lines: list[int], good: list[str | None], bom: str
+) -> None:
+    if format == "text" and data.startswith("xxx") and bom:
+        return  # its first line is too long with the mark, and without
+    records = read((bom + data).encode(), format, max_row_bytes=20)
+    assert texts(records) == good
+    assert [record.line for record in records] == lines
+    for record in records:
+        if record.fields is None:
+            assert record.error
+            assert (record.error.code, record.error.message, record.raw) == ("row_too_long", TOO_LONG, b"")
+
+
+def test_a_header_that_is_too_long_is_refused(read: Read) -> None:
+    with pytest.raises(InputUnusable, match=r":1: the first row has more than 20 bytes"):
+        read(LONG.encode(), "csv", max_row_bytes=20)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", ["line", "quoted", "lines of one cell"])
+def test_a_row_without_end_takes_no_memory(format: str, kind: str, tmp_path: Path) -> None:
+    """As a bomb: 16 MB of one row, out of a few kB of gzip."""
+    head = {"csv": b"text\n", "tsv": b"text\n", "json": b'[{"text": "', "jsonl": b'{"text": "'}.get(format, b"")
+    piece = {"line": b"x", "quoted": b'"' + b"x" * 1022 + b'"', "lines of one cell": b"x" * 4095 + b"\n"}[kind]
+    piece *= (1 << 20) // len(piece)
+    first = b'"' if kind == "lines of one cell" and format in ("csv", "tsv") else b""
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head + first)
+        for _ in range(16):
+            file.write(piece)
+    tracemalloc.start()
+    try:
+        with open_source(str(path)) as source, contextlib.suppress(InputUnusable):
+            for record in read_rows(source, ReadOptions(format, max_row_bytes=1 << 16)).records:
+                if kind == "line":
+                    assert record.error and record.error.code == "row_too_long"
+                break
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()

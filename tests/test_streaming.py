@@ -237,3 +237,25 @@ def test_without_linger_rows_wait_for_a_full_window() -> None:
     assert next(found) == [1, 2]
     feed.queue.put(None)
     assert list(found) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "taken_early"), [([1] * 20, 10), ([100, 1, 1], 1), ([9, 9, 9], 1), ([3, 3, 3, 3], 3)]
+)
+def test_what_waits_is_bounded_by_its_weight_too(weights: list[int], taken_early: int) -> None:
+    started: list[int] = []
+
+    def items() -> Iterator[int]:
+        for weight in weights:
+            started.append(weight)
+            yield weight
+
+    ahead = Ahead(items(), 256, "read", weigh=lambda item: item, most=10)
+    expected = min(len(weights), taken_early + 1)  # one more is in hand
+    deadline = time.monotonic() + 30
+    while len(started) < expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(started) == expected
+    found, end = taken(ahead)
+    assert (found, type(end)) == (weights, StopIteration)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from gliclass_cli import tokens
 from gliclass_cli.errors import ModelUnusable
 from gliclass_cli.tokens import Tokenizer
 
@@ -157,3 +158,22 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match=r"tokenizer\.json: cannot be read: No such file"):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("text", ["i was  charged twice ! " * 200, "where\nis my order " * 300, "a" * 3000, "un" * 50])
+def test_a_long_text_is_tokenised_in_parts_as_if_it_were_whole(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    whole = tokenizer.encode([text, "my order", text])
+    monkeypatch.setattr("gliclass_cli.tokens._MOST_CHARACTERS", 1000)
+    parts = tokenizer.encode([text, "my order", text])
+    if " " in text:
+        assert [ids.tolist() for ids in parts] == [ids.tolist() for ids in whole]
+    assert len(parts) == 3
+    assert "".join(tokens._parts(text)) == text
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gliclass_cli.tokens._LARGEST_FILE", 100)
+    with pytest.raises(ModelUnusable, match="is too large for a tokenizer"):
+        Tokenizer(path)

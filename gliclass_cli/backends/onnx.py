@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU."""
 
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import onnxruntime
 
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
-from gliclass_cli.errors import ModelUnusable
-from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel
+from gliclass_cli.errors import ModelUnusable, OutOfMemory
+from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, check_digest
 
 # More tokens in one run do not compute faster, and leave the processor's cache.
 _BATCH_TOKENS = 256
 # An operator that takes one scale over a whole batch: each row's scores would depend on its company.
+_NO_MEMORY = re.compile("Failed to allocate memory|bad_alloc")
 _MIXES_ROWS = b"DynamicQuantizeLinear"
 
 
@@ -31,6 +33,10 @@ class OnnxBackend:
         sessions: dict[Path, Any] = {}
         for graph in graphs.values():
             if graph is not None and graph.path not in sessions:
+                # A changed byte can end the process inside of ONNX Runtime; data outside of the folder it refuses.
+                # The bundled graph came with the package, and `gliclass doctor` checks it: tag starts sooner.
+                if not folder.bundled:
+                    check_digest(graph)
                 sessions[graph.path] = _open_session(graph, published=onnx.published)
         self._graphs = {part: (graph, sessions[graph.path]) for part, graph in graphs.items() if graph is not None}
         self._pad = folder.pad
@@ -54,6 +60,8 @@ class OnnxBackend:
             output: Floats = session.run([graph.output], arrays)[0]
         except Exception as error:
             shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in arrays.items())
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise OutOfMemory(f"there is not enough memory to compute {shapes}; --max-length takes less") from error
             raise ModelUnusable(f"{graph.path}: ONNX Runtime cannot run it on {shapes}: {error}") from error
         return output
 
@@ -61,7 +69,7 @@ class OnnxBackend:
         """Find out what a published graph was made for: its slots, and sizes that are fixed."""
         session = self._graphs["text"][1]
         batch, length = (*session.get_inputs()[0].shape, None, None)[:2]
-        slots = session.get_outputs()[0].shape[-1]
+        slots = next(iter(session.get_outputs()[0].shape[-1:]), None)  # of a scalar there are none
         self.slots = slots if isinstance(slots, int) else None
         self.length = length if isinstance(length, int) else None
         self.alone = isinstance(batch, int) or _contains(graph.path, _MIXES_ROWS)

@@ -8,9 +8,9 @@ import torch
 
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
-from gliclass_cli.errors import ModelUnusable
+from gliclass_cli.errors import ModelUnusable, OutOfMemory
 from gliclass_cli.model import GliclassModel, load_model, merge_lora, restore_model
-from gliclass_cli.model_folder import ModelFolder
+from gliclass_cli.model_folder import ModelFolder, check_digest
 
 _CPU_TOKENS = 1024
 _CUDA_TOKENS = 32_768
@@ -51,23 +51,29 @@ class TorchBackend:
         """Run a part of the model. Raises ModelUnusable."""
         try:
             output: Floats = self._compute(part, inputs).float().cpu().numpy()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
+                raise self._failed(inputs, error) from error
             rows = len(next(iter(inputs.values())))
             if rows == 1:
                 tokens = max(value.shape[1] for value in inputs.values())
-                raise ModelUnusable(
+                raise OutOfMemory(
                     f"{_device_name(self._device)}: out of memory with a single text of {tokens} tokens; "
                     "try a smaller --max-length, --precision bf16, or --device cpu"
                 ) from error
-            torch.cuda.empty_cache()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
             return self._by_halves(part, inputs, rows // 2)
-        except (IndexError, RuntimeError) as error:
-            shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in inputs.items())
-            problem = str(error).splitlines()[0]
-            if isinstance(error, IndexError):
-                problem = "a token beyond the model's vocabulary; is tokenizer.json that of this model?"
-            raise ModelUnusable(f"{self._path}: PyTorch cannot run it on {shapes}: {problem}") from error
+        except IndexError as error:
+            raise self._failed(inputs, error) from error
         return output
+
+    def _failed(self, inputs: Arrays, error: Exception) -> ModelUnusable:
+        shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in inputs.items())
+        problem = str(error).splitlines()[0]
+        if isinstance(error, IndexError):
+            problem = "a token beyond the model's vocabulary; is tokenizer.json that of this model?"
+        return ModelUnusable(f"{self._path}: PyTorch cannot run it on {shapes}: {problem}")
 
     def _by_halves(self, part: Part, inputs: Arrays, first: int) -> Floats:
         halves = [
@@ -104,6 +110,7 @@ def open_model(
         model = load_model(folder.path, folder.config, device=device, dtype=dtype)
     else:
         onnx = folder.onnx
+        check_digest(onnx.text)
         model = restore_model(
             onnx.text.path, folder.config, scale=onnx.scale, bias=onnx.bias, device=device, dtype=dtype
         )

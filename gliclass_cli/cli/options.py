@@ -25,6 +25,7 @@ from gliclass_cli.labels import LabelProblem, LabelSet, combine, make_labels, pa
 from gliclass_cli.model_folder import DEFAULT_MODEL
 from gliclass_cli.predictions import USUAL_THRESHOLD, Choice
 from gliclass_cli.prompts import LABEL_SLOT, Example, Reading, parse_examples
+from gliclass_cli.records import MAX_ROW_BYTES
 from gliclass_cli.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -202,6 +203,16 @@ class InputOptions:
     no_header: Annotated[
         bool, option("--no-header", help="CSV without a header: its columns are named 1, 2, 3 ...")
     ] = False
+    max_row_bytes: Annotated[
+        int,
+        option(
+            "--max-row-bytes",
+            help="A row of more bytes, decompressed, is an error; it is read past, so that memory stays flat.",
+            min=1,
+            max=MOST_ROWS,
+            metavar="N",
+        ),
+    ] = MAX_ROW_BYTES
     skip: Annotated[int, option("--skip", help="Skip the first N rows.", min=0, max=MOST_ROWS, metavar="N")] = 0
     limit: Annotated[int | None, option("--limit", help="Read at most N rows.", min=0, max=MOST_ROWS, metavar="N")] = (
         None
@@ -229,6 +240,7 @@ class InputOptions:
             delimiter=self.delimiter,
             header=not self.no_header,
             text_fields=tuple(self.text_field or ()),
+            max_row_bytes=self.max_row_bytes,
         )
 
 

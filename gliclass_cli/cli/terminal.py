@@ -73,9 +73,14 @@ def _is_dumb() -> bool:
     return os.environ.get("TERM") == "dumb"
 
 
+def harmless(text: str) -> str:
+    """Return text of someone else's with a space for all that could steer a terminal or turn its letters round."""
+    return "".join(character if character.isprintable() or character in "\n\t" else " " for character in text)
+
+
 def say(message: str) -> None:
-    """Write a message for people: to stderr, with the name of the command."""
-    tell(f"gliclass: {message}\n")
+    """Write a message for people: to stderr, with the name of the command. It may quote files, labels and names."""
+    tell(f"gliclass: {harmless(message)}\n")
 
 
 def tell(text: str) -> None:

@@ -32,7 +32,10 @@ def restore_model(
         raise ModelUnusable(
             f"{graph}: reading the weights back from ONNX needs the package onnx: pip install 'gliclass-cli[export]'"
         ) from error
-    stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(str(graph)).graph.initializer}
+    try:
+        stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(str(graph)).graph.initializer}
+    except Exception as error:
+        raise ModelUnusable(f"{graph}: cannot be read: {error}") from error
     model = build_model(config)
     try:
         weights = _read_bert(stored, int(config.encoder["num_hidden_layers"]))
