@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from gliclass_cli.cli.config import config_path, default_map, read_config, unknown_variables, variables
 from gliclass_cli.cli.options import RuntimeOptions
+from gliclass_cli.cli.terminal import harmless
 from gliclass_cli.errors import ExitCode, GliclassError
 
 _LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "orjson", "typer", "rich", "tqdm", "huggingface_hub")
