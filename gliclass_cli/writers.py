@@ -34,7 +34,8 @@ class Writer(Protocol):
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Write on as the writer that gave ``state`` would."""
+        """Write on as the writer that gave ``state`` would; most have no state."""
+        return
 
 
 @dataclass(slots=True)
