@@ -35,7 +35,7 @@ class Writer(Protocol):
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Write on as the writer that gave ``state`` would."""
+        """Write on as the writer that gave ``state`` would; most have no state."""
         return
 
 

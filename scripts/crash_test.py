@@ -46,18 +46,22 @@ def finish(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
         return False
 
 
-def break_runs(folder: Path, ending: str, kills: int, longest: float) -> tuple[list[int], int]:
-    """Kill runs until ``kills`` are done and the file is there; return the rows safe at each kill, and finished runs.
+def break_runs(whole: Path, folder: Path, ending: str, kills: int, longest: float) -> tuple[list[int], list[bool]]:
+    """Kill runs until ``kills`` are done and the file is there.
 
-    A run that finished before all kills were done begins anew.
+    A run that finished before all kills were done begins anew. Returns the rows safe at each kill, and whether each
+    finished run gave the same files as the one in ``whole``.
     """
-    out, safe, finished = folder / f"out.{ending}", [], 0
+    out = folder / f"out.{ending}"
+    safe: list[int] = []
+    same: list[bool] = []
     while True:
         seconds = random.uniform(0.1, longest) if len(safe) < kills else 3600.0
         if finish(start(folder, ending), seconds):
-            finished += 1
+            files = (out.name, "bad.csv")
+            same.append(all((whole / file).read_bytes() == (folder / file).read_bytes() for file in files))
             if len(safe) == kills:
-                return safe, finished
+                return safe, same
             for path in folder.glob("out.*"):
                 path.unlink()
         else:
@@ -73,7 +77,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
-    same = True
+    failed = False
     print(f"{'format':>10} {'kills':>5} {'finished':>8} {'seconds':>8}  result; rows safe at each kill", flush=True)
     for number, ending in enumerate(FORMATS):
         kills = len(range(number, arguments.kills, len(FORMATS)))
@@ -85,13 +89,11 @@ def main() -> int:
             begun = time.monotonic()
             finish(start(whole, ending), 3600.0)
             seconds = time.monotonic() - begun
-            safe, finished = break_runs(broken, ending, kills, seconds)
-            files = (f"out.{ending}", "bad.csv")
-            equal = all((whole / file).read_bytes() == (broken / file).read_bytes() for file in files)
-            same = same and equal
-        result = "the same bytes" if equal else "DIFFERENT"
-        print(f"{ending:>10} {len(safe):>5} {finished:>8} {seconds:>8.1f}  {result}; {safe}", flush=True)
-    return 0 if same else 1
+            safe, same = break_runs(whole, broken, ending, kills, seconds)
+        result = "the same bytes" if all(same) else "DIFFERENT"
+        print(f"{ending:>10} {len(safe):>5} {len(same):>8} {seconds:>8.1f}  {result}; {safe}", flush=True)
+        failed = failed or not all(same)
+    return int(failed)
 
 
 if __name__ == "__main__":
