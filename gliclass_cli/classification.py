@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
@@ -22,7 +22,7 @@ OnError = Literal["record", "skip", "stop"]
 class Inputs:
     """The rows of several inputs, one after another; each is opened when the one before is read.
 
-    ``columns`` and ``header_raw`` are those of the first input that has a header, once it is open.
+    ``columns``, ``header_raw`` and ``schema`` are those of the first input, where it has them, once it is open.
     """
 
     def __init__(self, names: Sequence[str], options: ReadOptions) -> None:
@@ -33,17 +33,18 @@ class Inputs:
         self.options = options
         self.columns: tuple[str, ...] | None = None
         self.header_raw = b""
+        self.schema: Any = None
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the rows. Raises InputUnusable, UsageProblem."""
         done = 0
-        for name in self.names:
+        for number, name in enumerate(self.names):
             with open_source(name) as source:
                 source.start = done
                 done += source.size or 0
                 rows = read_rows(source, self.options)
-                if self.columns is None:
-                    self.columns, self.header_raw = rows.columns, rows.header_raw
+                if number == 0:
+                    self.columns, self.header_raw, self.schema = rows.columns, rows.header_raw, rows.schema
                 yield from rows.records
 
 
@@ -130,17 +131,24 @@ def classify_rows(
     records = itertools.islice(
         inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
     )
-    for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
-        writer = writer or make_writer(inputs)
-        try:
-            for query, prediction in window:
-                output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
-        finally:
-            output.flush()
-        summary.seconds = time.monotonic() - start
-        if window:
-            listeners.progress(summary, window[-1][0].item)
+    try:
+        for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
+            writer = writer or make_writer(inputs)
+            try:
+                for query, prediction in window:
+                    output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
+            finally:
+                output.flush()
+            summary.seconds = time.monotonic() - start
+            if window:
+                listeners.progress(summary, window[-1][0].item)
+    except (InputUnusable, UsageProblem):
+        if writer and summary.rows:  # what is written can be read
+            output.write(writer.end())
+        raise
     if stop.is_set():
+        if writer and summary.rows:
+            output.write(writer.end())
         raise Interrupted(
             f"interrupted; {summary.rows:,} rows are done and written{_how_to_go_on(inputs, settings, summary)}"
         )

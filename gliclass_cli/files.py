@@ -31,9 +31,17 @@ STDIN = "-"
 _STDOUT = (STDIN, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 # A text may begin with "BZh": bzip2 is told by its level and its first block, or the end of an empty file.
 _BZIP2 = [b"BZh%d%s" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")]
+PARQUET_MAGIC = b"PAR1\x15"  # with the first byte of a page
 _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", **dict.fromkeys(_BZIP2, "bz2")}
 # What the first bytes may tell; one of these in the making is read to its end before it is looked at.
-_TELLING = (*_MAGIC, codecs.BOM_UTF8 + b"{", codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
+_TELLING = (
+    *_MAGIC,
+    PARQUET_MAGIC,
+    codecs.BOM_UTF8 + b"{",
+    codecs.BOM_UTF16_BE,
+    codecs.BOM_UTF32_BE,
+    codecs.BOM_UTF32_LE,
+)
 _HEAD = 1 << 16
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError)
@@ -87,12 +95,16 @@ class _Inflated(io.RawIOBase):
 
 @dataclass(slots=True)
 class Source:
-    """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read."""
+    """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read.
+
+    ``path`` is there where the bytes lie in a plain file as they are, to be read at any place.
+    """
 
     name: str
     stream: "io.BufferedReader[Any]"
     compressed: bool
     size: int | None
+    path: str | None = field(default=None, kw_only=True)
     start: int = field(default=0, kw_only=True)  # bytes of the inputs before this one
     _replay: _Replay = field(repr=False)
 
@@ -153,7 +165,8 @@ def open_source(name: str) -> Iterator[Source]:
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
         data = _Inflated(_decompress(kind, replay)) if kind else replay
         stream = opened.enter_context(io.BufferedReader(data, _HEAD))
-        yield Source(_shown(name), stream, kind is not None, size, replay)
+        plain = kind is None and name != STDIN and Path(name).is_file()
+        yield Source(_shown(name), stream, kind is not None, size, replay, path=name if plain else None)
 
 
 def read_text_file(name: str, what: str, problem: type[Exception]) -> str:

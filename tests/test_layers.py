@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "metrics"}
     | {"gold", "json_scanner"},
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
-    | {"calibration"},
+    | {"calibration", "parquet"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
     {"classification", "export", "evaluation", "plots", "training", "benchmark"},
     {"cli"},
@@ -31,6 +31,7 @@ OWNERS = {
     "sklearn": {"evaluation", "training"},
     "scipy": {"evaluation"},
     "matplotlib": {"plots"},
+    "pyarrow": {"parquet"},
     "click": set(),
 }
 

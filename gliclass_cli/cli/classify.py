@@ -19,7 +19,7 @@ from gliclass_cli.cli.options import (
     option,
 )
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
-from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem
+from gliclass_cli.errors import ExitCode, InputUnusable, Interrupted, UsageProblem, check_extra
 from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _USUAL_WAYS = (
     "  gliclass classify tickets.jsonl --labels labels.txt\n"
     "  echo 'I was charged twice' | gliclass classify -l billing -l shipping"
 )
+_BY_SUFFIX = {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv, ".parquet": OutputFormat.parquet}
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
 
@@ -107,9 +108,9 @@ class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, RowLabelOptions
 def classify(options: ClassifyOptions) -> None:
     """Label rows from files or a pipe.
 
-    Rows come in as JSON Lines, JSON, CSV, TSV or plain text and go out in the same order, as JSON Lines. A row keeps
-    all its own fields, untouched, and gains one key, "prediction", with label, score, labels (all accepted) and
-    scores (every candidate). One label a row is chosen (softmax); --multi takes any number (sigmoid).
+    Rows come in as JSON Lines, JSON, CSV, TSV, plain text or Parquet and go out in the same order, as JSON Lines. A
+    row keeps all its own fields, untouched, and gains one key, "prediction", with label, score, labels (all accepted)
+    and scores (every candidate). One label a row is chosen (softmax); --multi takes any number (sigmoid).
 
     A row that cannot be classified keeps its place, with prediction.error saying why; the run goes on and ends with
     exit code 5. A text that is too long for the model is cut, and prediction.truncated says so. With -o the file
@@ -119,6 +120,7 @@ def classify(options: ClassifyOptions) -> None:
     labels = _labels(options)
     calibration = options.calibration_file()
     _check_files(options, names)
+    _check_parquet(options)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
     from gliclass_cli.cli.progress import Progress
     from gliclass_cli.files import Output
@@ -224,6 +226,17 @@ def _check_files(options: ClassifyOptions, names: tuple[str, ...]) -> None:
         written |= {path, part}
 
 
+def _check_parquet(options: ClassifyOptions) -> None:
+    """Raise UsageProblem where lines or a terminal would get Parquet, ModelUnusable where pyarrow is missing."""
+    for flag, name in (("--select, -o", options.output if options.select else None), ("--rejects", options.rejects)):
+        if name is not None and _format_of(name) is OutputFormat.parquet:
+            raise UsageProblem(f"{flag} {name}: lines are written; name a file that does not end in .parquet")
+    if (options.output_format or _format_of(options.output)) is OutputFormat.parquet:
+        if options.output in (None, STDIN) and is_terminal(sys.stdout):
+            raise UsageProblem("Parquet is not for terminals; name a file with -o")
+        check_extra("pyarrow", "parquet", "Parquet")
+
+
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":
     from gliclass_cli.classification import Settings
     from gliclass_cli.classifier import StreamOptions
@@ -254,6 +267,10 @@ def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs
             header=not options.no_header,
             columns=inputs.columns,
         )
+    if kind is OutputFormat.parquet:
+        from gliclass_cli.parquet import ParquetWriter
+
+        return ParquetWriter(options.as_key, schema=inputs.schema, columns=inputs.columns)
     if kind is OutputFormat.label:
         return writers.LabelWriter()
     if kind is OutputFormat.table:
@@ -268,4 +285,4 @@ def _format_of(name: str | None) -> OutputFormat:
     path = PurePath((name or "").lower())
     if path.suffix in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
-    return {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv}.get(path.suffix, OutputFormat.jsonl)
+    return _BY_SUFFIX.get(path.suffix, OutputFormat.jsonl)

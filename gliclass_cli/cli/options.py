@@ -111,6 +111,7 @@ class Format(StrEnum):
     csv = "csv"
     tsv = "tsv"
     text = "text"
+    parquet = "parquet"
 
 
 class OutputFormat(StrEnum):
@@ -121,6 +122,7 @@ class OutputFormat(StrEnum):
     tsv = "tsv"
     label = "label"
     table = "table"
+    parquet = "parquet"
 
 
 class OnError(StrEnum):
