@@ -9,6 +9,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import select
 import stat
 import sys
@@ -132,7 +133,7 @@ class Source:
 
 def check_input(name: str) -> None:
     """Raise InputUnusable for a name that is missing or a directory, before any work is done."""
-    if name == STDIN:
+    if name == STDIN or is_url(name):
         return
     path = Path(name)
     try:
@@ -147,7 +148,7 @@ def check_input(name: str) -> None:
 
 @contextlib.contextmanager
 def open_source(name: str) -> Iterator[Source]:
-    """Open a file or ``-``; gz, bz2, xz and zst are recognised by their first bytes and decompressed.
+    """Open a file, ``-`` or a URL; gz, bz2, xz and zst are recognised by their first bytes and decompressed.
 
     Raises:
         InputUnusable: it cannot be opened.
@@ -155,7 +156,7 @@ def open_source(name: str) -> Iterator[Source]:
     check_input(name)
     with contextlib.ExitStack() as opened:
         try:
-            raw = _open_stdin() if name == STDIN else io.FileIO(name)
+            raw = _open_url(name) if is_url(name) else _open_stdin() if name == STDIN else io.FileIO(name)
             opened.callback(raw.close)
             head = _read_head(raw)
             size = os.fstat(raw.fileno()).st_size or None if isinstance(raw, io.FileIO) else None
@@ -293,6 +294,21 @@ def _open_alone(part: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def is_url(name: str) -> bool:
+    """Tell whether a name is that of a bucket's file or the like: ``s3://bucket/rows.jsonl``."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name) is not None
+
+
+def _open_url(name: str) -> Any:
+    """Open a file of a bucket. Raises InputUnusable, OSError."""
+    import fsspec
+
+    try:
+        return fsspec.open(name, "rb").open()
+    except (ImportError, ValueError) as error:  # no library for it, no such protocol
+        raise InputUnusable(f"{name}: {error}") from error
 
 
 def _open_stdin() -> io.FileIO | BinaryIO:

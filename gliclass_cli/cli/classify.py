@@ -2,12 +2,16 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gliclass_cli import __version__
+from gliclass_cli.calibration import CalibrationFile
+from gliclass_cli.cli.cluster import Engine, EngineOptions, run_job
 from gliclass_cli.cli.options import (
     InputOptions,
     LabelOptions,
@@ -42,6 +46,8 @@ _USUAL_WAYS = (
     "  echo 'I was charged twice' | gliclass classify -l billing -l shipping"
 )
 _BY_SUFFIX = {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv, ".parquet": OutputFormat.parquet}
+# Parts of these, one after another, are the whole.
+_PART_FORMATS = (OutputFormat.jsonl, OutputFormat.label, OutputFormat.parquet)
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
 
@@ -93,7 +99,7 @@ class OutputOptions:
 
 # Bases count from the last to the first: labels come first in the help.
 @dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(ModelOptions, OutputOptions, InputOptions, RowLabelOptions):
+class ClassifyOptions(EngineOptions, ModelOptions, OutputOptions, InputOptions, RowLabelOptions):
     """Everything that ``classify`` takes."""
 
     linger: Annotated[
@@ -119,6 +125,11 @@ def classify(options: ClassifyOptions) -> None:
     names = options.names("classify", _USUAL_WAYS)
     labels = _labels(options)
     calibration = options.calibration_file()
+    if options.engine is Engine.ray:
+        _classify_on_ray(options, names, labels, calibration)
+        return
+    if options.address or options.workers:
+        raise UsageProblem("--address and --workers go with --engine ray")
     _check_files(options, names)
     _check_parquet(options)
     from gliclass_cli.classification import Inputs, Listeners, classify_rows
@@ -252,7 +263,77 @@ def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings"
     )
 
 
-def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
+def _classify_on_ray(
+    options: ClassifyOptions, names: tuple[str, ...], labels: "LabelSet | None", calibration: CalibrationFile | None
+) -> None:
+    """Classify each input into a part of its own, on a cluster."""
+    kind = _check_for_ray(options, names)
+    from gliclass_cli.classifier import Classifier
+    from gliclass_cli.distributed import Cluster, Job, find_inputs, missing_parts, plan_parts
+    from gliclass_cli.files import is_url
+    from gliclass_cli.loading import open_folder
+
+    sources = find_inputs(names)
+    parts = plan_parts(sources, {"label": ".txt"}.get(kind.value, f".{kind.value}"))
+    output = str(options.output)
+    threads = options.threads or 1
+    reading, runtime = options.reading(), replace(options.runtime(), threads=threads)
+    folder = open_folder(options.model, runtime)
+    tuned = None if calibration is None else calibration.calibration
+    job = Job(
+        load=partial(Classifier.load, options.model, reading, runtime, calibration=tuned),
+        make_writer=partial(_writer, replace(options, output_format=kind), labels, several=len(sources) > 1),
+        read=options.read_options(),
+        settings=_settings(options, labels),
+        output=output if is_url(output) else str(Path(output).absolute()),
+        directory=str(Path.cwd()),
+    )
+    model = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.path.iterdir())]
+    # All that an answer depends on; what computes it changes none.
+    answers = (
+        __version__,
+        model,
+        reading,
+        tuned,
+        job.read,
+        job.settings,
+        kind.value,
+        options.as_key,
+        runtime.precision,
+    )
+    missing = missing_parts(job.output, parts, repr((*answers, runtime.adapter)))
+    cluster = Cluster(options.address, options.workers, threads, int(options.device.startswith("cuda")))
+    run_job(job, parts, missing, cluster, quiet=options.quiet)
+
+
+def _check_for_ray(options: ClassifyOptions, names: tuple[str, ...]) -> OutputFormat:
+    """Return the format of the parts. Raises UsageProblem where an option makes no sense there, ModelUnusable."""
+    refused = {
+        "standard input": STDIN in names,
+        "--skip": options.skip,
+        "--limit": options.limit is not None,
+        "--select": options.select,
+        "--rejects": options.rejects is not None,
+        "--on-error stop": options.on_error is OnError.stop,
+        "--linger": options.linger != ClassifyOptions.linger,
+    }
+    if found := [flag for flag, given in refused.items() if given]:
+        raise UsageProblem(f"--engine ray does not take {', '.join(found)}")
+    if options.output in (None, "", STDIN):
+        raise UsageProblem("--engine ray writes a part for each input: name a folder or a URL for them with -o")
+    kind = options.output_format or OutputFormat.jsonl
+    if kind not in _PART_FORMATS:
+        known = ", ".join(_PART_FORMATS)
+        raise UsageProblem(f"--output-format {kind.value}: has one head for all rows; --engine ray writes {known}")
+    check_extra("ray", "ray", "--engine ray")
+    if kind is OutputFormat.parquet:
+        check_extra("pyarrow", "parquet", "Parquet")
+    return kind
+
+
+def _writer(
+    options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs", *, several: bool = False
+) -> "Writer":
     """Build the writer, once the first input is open and its columns are known."""
     from gliclass_cli import writers
 
@@ -277,7 +358,7 @@ def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs
         longest = max((len(name) for name in labels.names), default=5) if labels else 20
         fields = tuple(options.text_field or ())
         return writers.TableWriter(min(longest, 30), width(), fields)
-    return writers.JsonlWriter(options.as_key, with_source=len(inputs.names) > 1)
+    return writers.JsonlWriter(options.as_key, with_source=several or len(inputs.names) > 1)
 
 
 def _format_of(name: str | None) -> OutputFormat:
