@@ -113,24 +113,34 @@ def missing_parts(output: str, parts: Sequence[Part], settings: str) -> list[Par
     """Return the parts that an earlier run of the same inputs and settings has not left in ``output``.
 
     Raises:
-        UsageProblem: the folder holds something else.
+        UsageProblem: the folder holds something else, or a part whose input has changed since.
         InputUnusable: an input is missing.
         OutputFailed: the folder cannot be made.
     """
-    run = {"settings": settings, "inputs": {part.source: _fingerprint(part.source) for part in parts}}
+    inputs = [[part.source, _fingerprint(part.source)] for part in parts]
+    run: dict[str, Any] = {"settings": settings, "inputs": inputs}
     with _storage(output, OutputFailed):
         system, folder = fsspec.core.url_to_fs(output)
         system.makedirs(folder, exist_ok=True)
         names = {PurePath(name).name for name in system.ls(folder, detail=False)}
-        if not names:
-            system.pipe_file(f"{folder}/{RUN_FILE}", json.dumps(run).encode())
-            return list(parts)
-        known = json.loads(system.cat_file(f"{folder}/{RUN_FILE}")) if RUN_FILE in names else {}
-    if known != run:
-        what = next((key for key in ("settings", "inputs") if key in known and known[key] != run[key]), None)
-        told = f"the parts of a run with other {what}" if what else "other files"
-        raise UsageProblem(f"{output}: holds {told}; name another folder, or remove it")
+        if RUN_FILE in names:
+            _check_run(output, json.loads(system.cat_file(f"{folder}/{RUN_FILE}")), run, parts, names)
+        elif names:
+            raise UsageProblem(f"{output}: holds other files; name another folder")
+        system.pipe_file(f"{folder}/{RUN_FILE}", json.dumps(run).encode())
     return [part for part in parts if part.target not in names]
+
+
+def _check_run(output: str, known: dict[str, Any], run: dict[str, Any], parts: Sequence[Part], names: set[str]) -> None:
+    """Raise UsageProblem where parts that are there would not be written again as they are."""
+    what = "settings" if known["settings"] != run["settings"] else ""
+    if [name for name, _ in known["inputs"]] != [name for name, _ in run["inputs"]]:
+        what = "inputs"
+    if what:
+        raise UsageProblem(f"{output}: holds the parts of a run with other {what}; name another folder, or remove it")
+    for part, before, now in zip(parts, known["inputs"], run["inputs"], strict=True):
+        if before != now and part.target in names:
+            raise UsageProblem(f"{output}: {part.source} has changed since {part.target} was written; remove that part")
 
 
 def _fingerprint(source: str) -> str:
@@ -231,7 +241,9 @@ def classify_parts(job: Job, parts: Sequence[Part], cluster: Cluster) -> Iterato
 
 @contextlib.contextmanager
 def _connected(cluster: Cluster) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless the user says so
+    # Nothing is sent unless the user says so; what goes wrong comes as an exception.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
         ray.init(

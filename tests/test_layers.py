@@ -12,7 +12,7 @@ FLOORS = [
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
     | {"calibration", "parquet"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
-    {"classification", "export", "evaluation", "plots", "training", "benchmark"},
+    {"classification", "export", "evaluation", "plots", "training", "benchmark", "distributed"},
     {"cli"},
 ]
 OWNERS = {
@@ -32,6 +32,8 @@ OWNERS = {
     "scipy": {"evaluation"},
     "matplotlib": {"plots"},
     "pyarrow": {"parquet"},
+    "ray": {"distributed"},
+    "fsspec": {"files", "distributed"},
     "click": set(),
 }
 

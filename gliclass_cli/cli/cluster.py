@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +71,7 @@ def run_job(job: "Job", parts: Sequence["Part"], missing: Sequence["Part"], clus
             leave=False,
             disable=quiet or not is_terminal(sys.stderr),
         ) as bar,
+        redirect_stdout(sys.stderr),  # Ray tells of dead workers there
         _interrupts(),
     ):
         for outcome in classify_parts(job, missing, cluster) if missing else ():
