@@ -325,9 +325,8 @@ def _added_schema(names: Sequence[str]) -> Any:
 
 def _joined(left: Any, right: Any) -> Any:
     """Put two tables side by side; metadata of the left one stays."""
-    for name in right.column_names:
-        left = left.append_column(right.schema.field(name), right[name])
-    return left
+    schema = pa.schema([*left.schema, *right.schema], metadata=left.schema.metadata)
+    return pa.Table.from_arrays([*left.columns, *right.columns], schema=schema)
 
 
 # --- types of JSON values --------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def run_job(job: "Job", parts: Sequence["Part"], missing: Sequence["Part"], clus
         for outcome in classify_parts(job, missing, cluster) if missing else ():
             done.append(outcome)
             bar.update()
+    done.sort(key=lambda outcome: outcome.target)
     problems = [outcome.problem for outcome in done if outcome.problem]
     _tell([message for outcome in done for message in outcome.told], sum(each.summary.errors for each in done), "rows")
     _tell([str(problem) for problem in problems], len(problems), "parts")
