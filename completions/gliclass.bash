@@ -33,7 +33,7 @@ _gliclass() {
         "gliclass classify --digits") :; return ;;
         "gliclass classify --labels-field") :; return ;;
         "gliclass classify -t"|"gliclass classify --text-field") :; return ;;
-        "gliclass classify -f"|"gliclass classify --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
+        "gliclass classify -f"|"gliclass classify --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext\nparquet' -- "$cur")); return ;;
         "gliclass classify --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass classify --delimiter") :; return ;;
         "gliclass classify --max-row-bytes") :; return ;;
@@ -42,7 +42,7 @@ _gliclass() {
         "gliclass classify --sample") :; return ;;
         "gliclass classify --seed") :; return ;;
         "gliclass classify -o"|"gliclass classify --output") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        "gliclass classify --output-format") COMPREPLY=($(compgen -W $'jsonl\ncsv\ntsv\nlabel\ntable' -- "$cur")); return ;;
+        "gliclass classify --output-format") COMPREPLY=($(compgen -W $'jsonl\ncsv\ntsv\nlabel\ntable\nparquet' -- "$cur")); return ;;
         "gliclass classify --select") :; return ;;
         "gliclass classify --review") :; return ;;
         "gliclass classify --as") :; return ;;
@@ -60,6 +60,9 @@ _gliclass() {
         "gliclass classify --max-length") :; return ;;
         "gliclass classify --long") COMPREPLY=($(compgen -W $'truncate\nchunk\nerror' -- "$cur")); return ;;
         "gliclass classify --permutations") :; return ;;
+        "gliclass classify --engine") COMPREPLY=($(compgen -W $'local\nray' -- "$cur")); return ;;
+        "gliclass classify --address") :; return ;;
+        "gliclass classify --workers") :; return ;;
         "gliclass classify --linger") :; return ;;
         "gliclass classify --batch-tokens") :; return ;;
         "gliclass tag -l"|"gliclass tag --label") :; return ;;
@@ -85,7 +88,7 @@ _gliclass() {
         "gliclass eval --threshold") :; return ;;
         "gliclass eval --calibration") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
         "gliclass eval -t"|"gliclass eval --text-field") :; return ;;
-        "gliclass eval -f"|"gliclass eval --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
+        "gliclass eval -f"|"gliclass eval --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext\nparquet' -- "$cur")); return ;;
         "gliclass eval --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass eval --delimiter") :; return ;;
         "gliclass eval --max-row-bytes") :; return ;;
@@ -117,7 +120,7 @@ _gliclass() {
         "gliclass train -t"|"gliclass train --text-field") :; return ;;
         "gliclass train --gold-field") :; return ;;
         "gliclass train --labels-field") :; return ;;
-        "gliclass train -f"|"gliclass train --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
+        "gliclass train -f"|"gliclass train --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext\nparquet' -- "$cur")); return ;;
         "gliclass train --label-info") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
         "gliclass train --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
         "gliclass train --adapter") :; return ;;
@@ -150,7 +153,7 @@ _gliclass() {
         "gliclass bench -l"|"gliclass bench --label") :; return ;;
         "gliclass bench --labels") compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); return ;;
         "gliclass bench -t"|"gliclass bench --text-field") :; return ;;
-        "gliclass bench -f"|"gliclass bench --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext' -- "$cur")); return ;;
+        "gliclass bench -f"|"gliclass bench --format") COMPREPLY=($(compgen -W $'jsonl\njson\ncsv\ntsv\ntext\nparquet' -- "$cur")); return ;;
         "gliclass bench --encoding") COMPREPLY=($(compgen -W $'utf-8\nlatin-1\ncp1252\nutf-16' -- "$cur")); return ;;
         "gliclass bench --delimiter") :; return ;;
         "gliclass bench --max-row-bytes") :; return ;;
@@ -186,7 +189,7 @@ _gliclass() {
     esac
     case "$command" in
         "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\neval\ntrain\nexport\nbench\ndoctor\ncompletions\nlabels\nmodels' -- "$cur")) ;;
-        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--sample\n--seed\n-o\n--output\n--output-format\n--select\n--review\n--as\n--on-error\n--rejects\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--linger\n--batch-tokens\n--resume\n--dry-run\n--summary\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--sample\n--seed\n-o\n--output\n--output-format\n--select\n--review\n--as\n--on-error\n--rejects\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--engine\n--address\n--workers\n--linger\n--batch-tokens\n--resume\n--dry-run\n--summary\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass eval") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--gold-field\n--as\n--json\n--plot\n--fail-under\n--tune\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass train") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-o\n--output\n--dev\n-t\n--text-field\n--gold-field\n--labels-field\n-f\n--format\n--allow-empty\n--label-info\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--shots\n--method\n--epochs\n--steps\n--batch-size\n--lr\n--others-lr\n--loss\n--max-labels\n--negatives\n--max-length\n--freeze\n--patience\n--lora\n--lora-rank\n--lora-alpha\n--lora-targets\n--seed\n--config\n--set\n--resume\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;

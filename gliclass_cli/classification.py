@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from gliclass_cli.classifier import Classifier, Query, StreamOptions
 from gliclass_cli.errors import InputUnusable, Interrupted, UsageProblem
@@ -24,7 +24,7 @@ OnError = Literal["record", "skip", "stop"]
 class Inputs:
     """The rows of several inputs, one after another; each is opened when the one before is read.
 
-    ``columns`` and ``header_raw`` are those of the first input that has a header, once it is open.
+    ``columns``, ``header_raw`` and ``schema`` are those of the first input, where it has them, once it is open.
     """
 
     def __init__(self, names: Sequence[str], options: ReadOptions) -> None:
@@ -36,18 +36,19 @@ class Inputs:
         self.columns: tuple[str, ...] | None = None
         self.formats: dict[str, str] = {}  # of the inputs that have been opened, by name
         self.header_raw = b""
+        self.schema: Any = None
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the rows. Raises InputUnusable, UsageProblem."""
         done = 0
-        for name in self.names:
+        for number, name in enumerate(self.names):
             with open_source(name) as source:
                 source.start = done
                 done += source.size or 0
                 rows = read_rows(source, self.options)
                 self.formats[name] = rows.format
-                if self.columns is None:
-                    self.columns, self.header_raw = rows.columns, rows.header_raw
+                if number == 0:
+                    self.columns, self.header_raw, self.schema = rows.columns, rows.header_raw, rows.schema
                 yield from rows.records
 
 
@@ -162,23 +163,28 @@ def classify_rows(
         journal.begin(output, rejects, lambda: (asdict(summary), writer.state() if writer else {}))
         records = journal.rest(records)
     asked = queries(records, inputs, settings, first=summary.rows)
-    for window in classifier.stream(asked, settings.choice, settings.stream, stop):
-        writer = writer or _started(make_writer(inputs), journal)
-        try:
-            for query, prediction in window:
-                output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
-                if journal is not None:
-                    journal.passed(query.item)
-        finally:
-            output.flush()
-        summary.seconds = time.monotonic() - start
-        if journal is not None:
-            journal.pause()
-        if window:
-            listeners.progress(summary, window[-1][0].item)
-    if stop.is_set():
-        how = "" if journal is not None else _how_to_go_on(inputs, settings, summary)
-        raise Interrupted(f"interrupted; {summary.rows:,} rows are done and written{how}")
+    try:
+        for window in classifier.stream(asked, settings.choice, settings.stream, stop):
+            writer = writer or _started(make_writer(inputs), journal)
+            try:
+                for query, prediction in window:
+                    output.write(_row(query.item, prediction, writer, settings, summary, reject, listeners))
+                    if journal is not None:
+                        journal.passed(query.item)
+            finally:
+                output.flush()
+            summary.seconds = time.monotonic() - start
+            if journal is not None:
+                journal.pause()
+            if window:
+                listeners.progress(summary, window[-1][0].item)
+        if stop.is_set():
+            how = "" if journal is not None else _how_to_go_on(inputs, settings, summary)
+            raise Interrupted(f"interrupted; {summary.rows:,} rows are done and written{how}")
+    except (InputUnusable, Interrupted, UsageProblem):
+        if writer and summary.rows and journal is None:  # what is written can be read
+            output.write(writer.end())
+        raise
     writer = writer or _started(make_writer(inputs), journal)
     output.write(writer.end())
     summary.seconds = time.monotonic() - start

@@ -13,6 +13,7 @@ Every message says where, what, and what to do.
 """
 
 from enum import IntEnum
+from importlib.util import find_spec
 
 
 class ExitCode(IntEnum):
@@ -86,3 +87,9 @@ class Interrupted(GliclassError):
     """The user asked to stop; everything before is written."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def check_extra(module: str, extra: str, what: str) -> None:
+    """Raise ModelUnusable where the library of an extra is not installed."""
+    if find_spec(module) is None:
+        raise ModelUnusable(f"{what} needs {module}: pip install 'gliclass-cli[{extra}]'")

@@ -32,9 +32,17 @@ STDIN = "-"
 _STDOUT = (STDIN, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 # A text may begin with "BZh": bzip2 is told by its level and its first block, or the end of an empty file.
 _BZIP2 = [b"BZh%d%s" % (level, block) for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")]
+PARQUET_MAGIC = b"PAR1\x15"  # with the first byte of a page
 _MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", **dict.fromkeys(_BZIP2, "bz2")}
 # What the first bytes may tell; one of these in the making is read to its end before it is looked at.
-_TELLING = (*_MAGIC, codecs.BOM_UTF8 + b"{", codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE)
+_TELLING = (
+    *_MAGIC,
+    PARQUET_MAGIC,
+    codecs.BOM_UTF8 + b"{",
+    codecs.BOM_UTF16_BE,
+    codecs.BOM_UTF32_BE,
+    codecs.BOM_UTF32_LE,
+)
 _HEAD = 1 << 16
 # Control characters but tabs and line ends, those of the second block and directions of writing too, in UTF-8.
 _STEERING = re.compile(
@@ -121,12 +129,16 @@ class _XzFile:
 
 @dataclass(slots=True)
 class Source:
-    """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read."""
+    """An opened input: its name as the user gave it, the decompressed bytes, and how far the file has been read.
+
+    ``path`` is there where the bytes lie in a plain file as they are, to be read at any place.
+    """
 
     name: str
     stream: "io.BufferedReader[Any]"
     compressed: bool
     size: int | None
+    path: str | None = field(default=None, kw_only=True)
     start: int = field(default=0, kw_only=True)  # bytes of the inputs before this one
     _replay: _Replay = field(repr=False)
 
@@ -156,7 +168,7 @@ class Source:
 
 def check_input(name: str) -> None:
     """Raise InputUnusable for a name that is missing or a directory, before any work is done."""
-    if name == STDIN:
+    if name == STDIN or is_url(name):
         return
     path = Path(name)
     try:
@@ -171,7 +183,7 @@ def check_input(name: str) -> None:
 
 @contextlib.contextmanager
 def open_source(name: str) -> Iterator[Source]:
-    """Open a file or ``-``; gz, bz2, xz and zst are recognised by their first bytes and decompressed.
+    """Open a file, ``-`` or a URL; gz, bz2, xz and zst are recognised by their first bytes and decompressed.
 
     Raises:
         InputUnusable: it cannot be opened.
@@ -179,7 +191,7 @@ def open_source(name: str) -> Iterator[Source]:
     check_input(name)
     with contextlib.ExitStack() as opened:
         try:
-            raw = _open_stdin() if name == STDIN else io.FileIO(name)
+            raw = _open_url(name) if is_url(name) else _open_stdin() if name == STDIN else io.FileIO(name)
             opened.callback(raw.close)
             head = _read_head(raw)
             size = os.fstat(raw.fileno()).st_size or None if isinstance(raw, io.FileIO) else None
@@ -189,7 +201,8 @@ def open_source(name: str) -> Iterator[Source]:
         kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
         data = _Inflated(_decompress(kind, replay)) if kind else replay
         stream = opened.enter_context(io.BufferedReader(data, _HEAD))
-        yield Source(_shown(name), stream, kind is not None, size, replay)
+        plain = kind is None and name != STDIN and Path(name).is_file()
+        yield Source(_shown(name), stream, kind is not None, size, replay, path=name if plain else None)
 
 
 def read_text_file(name: str, what: str, problem: type[Exception]) -> str:
@@ -386,6 +399,21 @@ def _open_alone(part: Path) -> BinaryIO:
         except OSError:
             file.close()
             raise
+
+
+def is_url(name: str) -> bool:
+    """Tell whether a name is that of a bucket's file or the like: ``s3://bucket/rows.jsonl``."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", name) is not None
+
+
+def _open_url(name: str) -> Any:
+    """Open a file of a bucket. Raises InputUnusable, OSError."""
+    import fsspec
+
+    try:
+        return fsspec.open(name, "rb").open()
+    except (ImportError, ValueError) as error:  # no library for it, no such protocol
+        raise InputUnusable(f"{name}: {error}") from error
 
 
 def _open_stdin() -> io.FileIO | BinaryIO:

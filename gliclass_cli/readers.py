@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 import orjson
 
-from gliclass_cli.errors import InputUnusable, UsageProblem
-from gliclass_cli.files import COMPRESSED_SUFFIXES, Source
+from gliclass_cli.errors import InputUnusable, UsageProblem, check_extra
+from gliclass_cli.files import COMPRESSED_SUFFIXES, PARQUET_MAGIC, Source
 from gliclass_cli.json_scanner import JsonScanner
 from gliclass_cli.records import MAX_ROW_BYTES, Record, RowError, string_fields
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "text")
+FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet")
 _BY_SUFFIX = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -31,6 +31,7 @@ _BY_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".tab": "tsv",
+    ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
     ".log": "text",
@@ -67,12 +68,16 @@ class ReadOptions:
 
 @dataclass(slots=True)
 class Rows:
-    """The rows of one input; ``columns`` are known before the first row only where the input has a header."""
+    """The rows of one input; ``columns`` are known before the first row only where the input has a header.
+
+    ``schema``: of Parquet, the types of the columns.
+    """
 
     records: Iterator[Record]
     format: str
     columns: tuple[str, ...] | None = None
     header_raw: bytes = b""
+    schema: Any = None
 
 
 def read_rows(source: Source, options: ReadOptions) -> Rows:
@@ -85,6 +90,8 @@ def read_rows(source: Source, options: ReadOptions) -> Rows:
     lines = _Lines(source, options.encoding, options.max_row_bytes)
     head = lines.head()
     kind = options.format or _format_of(head, source.name)
+    if kind == "parquet":
+        return _read_parquet(source, options)
     if kind in ("csv", "tsv"):
         return _read_csv(lines, kind, options)
     readers: dict[str, Callable[[_Lines], Iterator[Record]]] = {
@@ -224,12 +231,12 @@ class _Lines:
 
 
 def _format_of(head: bytes, name: str) -> str:
-    """Tell the format by the file's name, else by the first byte (``{`` means jsonl); refuse what is binary."""
+    """Tell the format by the file's name, else by its first bytes (``{`` means jsonl); refuse what is binary."""
     path = PurePath(name.lower())
     if path.suffix in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
-    if path.suffix == ".parquet":
-        raise InputUnusable(f"{name}: Parquet is not read yet; convert it to JSONL or CSV first")
+    if path.suffix == ".parquet" or head.startswith(PARQUET_MAGIC):
+        return "parquet"
     if b"\0" in head:
         raise InputUnusable(
             f"{name}: looks like a binary file (it has NUL bytes); give text, or say --encoding utf-16 or --format text"
@@ -456,12 +463,32 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
 
 def _check_text_column(columns: tuple[str, ...], name: str, options: ReadOptions) -> None:
     """Raise UsageProblem now where no row could ever have a text."""
-    shown = ", ".join(repr(column) for column in columns[:20])
     if not options.text_fields and "text" not in columns and len(string_fields(dict.fromkeys(columns, ""))) != 1:
-        raise UsageProblem(f"{name}: which column holds the text? Name it with --text-field; columns: {shown}")
+        raise UsageProblem(
+            f"{name}: which column holds the text? Name it with --text-field; columns: {_shown(columns)}"
+        )
     if options.text_fields and not set(options.text_fields) & set(columns):
-        wanted = ", ".join(repr(field) for field in options.text_fields)
-        raise UsageProblem(f"{name}: no column {wanted}; columns: {shown}")
+        raise _no_column(columns, name, options)
+
+
+def _no_column(columns: tuple[str, ...], name: str, options: ReadOptions) -> UsageProblem:
+    wanted = ", ".join(repr(field) for field in options.text_fields)
+    return UsageProblem(f"{name}: no column {wanted}; columns: {_shown(columns)}")
+
+
+def _shown(columns: tuple[str, ...]) -> str:
+    return ", ".join(repr(column) for column in columns[:20])
+
+
+def _read_parquet(source: Source, options: ReadOptions) -> Rows:
+    check_extra("pyarrow", "parquet", f"{source.name}: Parquet")
+    from gliclass_cli.parquet import open_parquet
+
+    schema, records = open_parquet(source)
+    columns = tuple(schema.names)
+    if options.text_fields and not {field.partition(".")[0] for field in options.text_fields} & set(columns):
+        raise _no_column(columns, source.name, options)
+    return Rows(records, "parquet", columns, schema=schema)
 
 
 def _delimiter(given: str | None, kind: str) -> str:

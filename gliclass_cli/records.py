@@ -23,7 +23,8 @@ class Record:
 
     ``raw`` holds the bytes as they came (with their line end), ``body`` the row as one line of JSON exactly as
     it came, for JSON inputs only: it is written back untouched. ``fields`` is None when nothing could be read.
-    ``position`` counts the bytes of the input file read so far, for progress.
+    ``position`` counts the bytes of the input file read so far, for progress. ``stored``: for Parquet inputs, the row
+    as it is stored; their ``raw`` and ``body`` are the row as JSON.
     """
 
     source: str
@@ -33,11 +34,16 @@ class Record:
     body: bytes | None = None
     position: int = 0
     error: RowError | None = None
+    stored: Any = None
 
     @property
     def where(self) -> str:
         """``FILE:LINE``, as compilers and grep write it."""
         return f"{self.source}:{self.line}"
+
+
+class Spelled(str):
+    """A value that is no text (a date, a decimal, binary data), as JSON spells it: it is never classified."""
 
 
 class FieldProblem(ValueError):
@@ -94,7 +100,7 @@ def text_of(fields: Mapping[str, Any], paths: Sequence[str] = ()) -> str:
 
 def string_fields(fields: Mapping[str, Any]) -> list[str]:
     """Return the names of the fields that hold a string."""
-    return [name for name, value in fields.items() if isinstance(value, str)]
+    return [name for name, value in fields.items() if _is_text(value)]
 
 
 def _joined(fields: Mapping[str, Any], paths: Sequence[str]) -> str:
@@ -113,10 +119,21 @@ def _joined(fields: Mapping[str, Any], paths: Sequence[str]) -> str:
 
 
 def _string(value: Any, path: str) -> str:
-    if isinstance(value, str):
-        return value
-    kind = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    if _is_text(value):
+        return str(value)
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        type(None): "null",
+        Spelled: "a date or the like",
+    }
+    kind = kinds.get(type(value), "a number")
     raise FieldProblem("not_text", f"field {path!r} is {kind}, not text")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Spelled)
 
 
 def _names(fields: Mapping[str, Any], limit: int = 12) -> str:

@@ -49,7 +49,7 @@ class JsonlWriter(Writer):
     def check(self, record: Record) -> RowError | None:
         """Return an error where the row has a field ``key`` already: it is never overwritten."""
         if record.fields and self.key in record.fields:
-            return RowError("key_taken", _key_taken(self.key), record.line)
+            return RowError("key_taken", key_taken(self.key), record.line)
         return None
 
     def row(self, record: Record, prediction: Prediction | None) -> bytes:
@@ -141,7 +141,7 @@ class CsvWriter(Writer):
         for name in added:
             if name in self.columns:
                 where = f"{first.where}: " if first else ""
-                raise InputUnusable(where + _key_taken(name))
+                raise InputUnusable(where + key_taken(name))
         header = self._line([*self.columns, *added]) if self.header else b""
         return header + self._line([""] * (len(self.columns) + len(added))) * self._held
 
@@ -297,5 +297,6 @@ def _valid(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _key_taken(key: str) -> str:
+def key_taken(key: str) -> str:
+    """Say that a row has the key that is to be added."""
     return f"the row already has a field {key!r}; name another with --as"

@@ -10,9 +10,9 @@ FLOORS = [
     {"errors", "records", "labels", "prompts", "runtime", "batching", "predictions", "decoding", "metrics"}
     | {"gold", "json_scanner", "cells"},
     {"files", "readers", "writers", "checkpoint", "model_folder", "hub", "tokens", "cores", "streaming", "model"}
-    | {"calibration", "resume"},
+    | {"calibration", "resume", "parquet"},
     {"backends", "loading", "composer", "prototypes", "scoring", "classifier"},
-    {"classification", "export", "evaluation", "plots", "training", "benchmark"} | {"rehearsal"},
+    {"classification", "export", "evaluation", "plots", "training", "benchmark", "distributed"} | {"rehearsal"},
     {"cli"},
 ]
 OWNERS = {
@@ -31,6 +31,9 @@ OWNERS = {
     "sklearn": {"evaluation", "training"},
     "scipy": {"evaluation"},
     "matplotlib": {"plots"},
+    "pyarrow": {"parquet"},
+    "ray": {"distributed"},
+    "fsspec": {"files", "distributed"},
     "click": set(),
 }
 

@@ -38,6 +38,7 @@ def test_version_imports_next_to_nothing() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["completions", "bash"]])
 def test_help_imports_no_heavy_library(arguments: list[str]) -> None:
     heavy = {"onnxruntime", "torch", "transformers", "numpy", "pydantic", "tokenizers", "rich", "tqdm", "orjson"}
+    heavy |= {"pyarrow", "ray", "fsspec"}
     assert not loaded(*arguments) & heavy
 
 
@@ -48,7 +49,17 @@ def test_without_a_configuration_file_no_toml_is_read() -> None:
 def test_a_run_imports_neither_torch_nor_the_hub() -> None:
     modules = loaded("tag", "hello", "-l", "greeting", "-l", "billing")
     assert "onnxruntime" in modules
-    assert not modules & {"torch", "transformers", "huggingface_hub", "pydantic", "rich", "tqdm", "onnx"}
+    assert not modules & {
+        "torch",
+        "transformers",
+        "huggingface_hub",
+        "pydantic",
+        "rich",
+        "tqdm",
+        "onnx",
+        "pyarrow",
+        "ray",
+    }
 
 
 def cpu_seconds(*arguments: str) -> float:

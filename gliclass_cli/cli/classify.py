@@ -3,12 +3,14 @@
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gliclass_cli.cells import cells
+from gliclass_cli.cli.cluster import Engine, EngineOptions, run_job
 from gliclass_cli.cli.options import (
     MOST_ROWS,
     InputOptions,
@@ -22,12 +24,21 @@ from gliclass_cli.cli.options import (
 )
 from gliclass_cli.cli.summary import LabelCounts
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
-from gliclass_cli.errors import ExitCode, GliclassError, InputUnusable, Interrupted, OutputFailed, UsageProblem
+from gliclass_cli.errors import (
+    ExitCode,
+    GliclassError,
+    InputUnusable,
+    Interrupted,
+    OutputFailed,
+    UsageProblem,
+    check_extra,
+)
 from gliclass_cli.files import COMPRESSED_SUFFIXES, STDIN, part_of
 from gliclass_cli.predictions import Choice
 from gliclass_cli.resume import Journal, digest_of, journal_of, unfinished
 
 if TYPE_CHECKING:
+    from gliclass_cli.calibration import CalibrationFile
     from gliclass_cli.classification import Inputs, Settings
     from gliclass_cli.classifier import Classifier
     from gliclass_cli.cli.progress import Progress
@@ -48,23 +59,14 @@ _USUAL_WAYS = (
     "  gliclass classify tickets.jsonl --labels labels.txt\n"
     "  echo 'I was charged twice' | gliclass classify -l billing -l shipping"
 )
+_BY_SUFFIX = {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv, ".parquet": OutputFormat.parquet}
+# Parts of these, one after another, are the whole.
+_PART_FORMATS = (OutputFormat.jsonl, OutputFormat.label, OutputFormat.parquet)
 # Options that change nothing in the output, or are told of by what they bring: a digest of the model, the labels ...
 _FREE_TO_CHANGE = frozenset(
-    {
-        "inputs",
-        "output",
-        "rejects",
-        "resume",
-        "dry_run",
-        "summary",
-        "quiet",
-        "linger",
-        "batch_tokens",
-        "threads",
-        "offline",
-        "model",
-    }
+    {"inputs", "output", "rejects", "resume", "dry_run", "summary", "quiet", "linger", "batch_tokens", "threads"}
     | {"offline", "model", "adapter", "backend", "device", "precision", "label", "labels", "calibration", "examples"}
+    | {"engine", "address", "workers"}
 )
 # Messages about bad rows before only their number is told.
 _TOLD_ROWS = 5
@@ -143,7 +145,7 @@ class OutputOptions:
 
 # Bases count from the last to the first: labels come first in the help.
 @dataclass(frozen=True, kw_only=True)
-class ClassifyOptions(ModelOptions, OutputOptions, SampleOptions, InputOptions, RowLabelOptions):
+class ClassifyOptions(EngineOptions, ModelOptions, OutputOptions, SampleOptions, InputOptions, RowLabelOptions):
     """Everything that ``classify`` takes."""
 
     linger: Annotated[
@@ -170,9 +172,9 @@ class ClassifyOptions(ModelOptions, OutputOptions, SampleOptions, InputOptions, 
 def classify(options: ClassifyOptions) -> None:
     """Label rows from files or a pipe.
 
-    Rows come in as JSON Lines, JSON, CSV, TSV or plain text and go out in the same order, as JSON Lines. A row keeps
-    all its own fields, untouched, and gains one key, "prediction", with label, score, labels (all accepted) and
-    scores (every candidate). One label a row is chosen (softmax); --multi takes any number (sigmoid).
+    Rows come in as JSON Lines, JSON, CSV, TSV, plain text or Parquet and go out in the same order, as JSON Lines. A
+    row keeps all its own fields, untouched, and gains one key, "prediction", with label, score, labels (all accepted)
+    and scores (every candidate). One label a row is chosen (softmax); --multi takes any number (sigmoid).
 
     A row that cannot be classified keeps its place, with prediction.error saying why; the run goes on and ends with
     exit code 5. A text that is too long for the model is cut, and prediction.truncated says so. With -o the file
@@ -183,7 +185,13 @@ def classify(options: ClassifyOptions) -> None:
     labels = _labels(options)
     options.choice()
     calibration = options.calibration_file()
+    if options.engine is Engine.ray:
+        _classify_on_ray(options, names, labels, calibration)
+        return
+    if options.address or options.workers:
+        raise UsageProblem("--address and --workers go with --engine ray")
     _check_files(options, names)
+    _check_parquet(options)
     from gliclass_cli.classification import Inputs, Listeners, asked_for, classify_rows
 
     inputs, settings = Inputs(names, options.read_options()), _settings(options, labels)
@@ -346,6 +354,8 @@ def _check_resumable(options: ClassifyOptions, names: tuple[str, ...]) -> None:
         raise UsageProblem("--resume: name the output, -o FILE: what went into a pipe is not there to go on with")
     if options.summary:
         raise UsageProblem("--resume: --summary would count the labels of this run alone; leave it out")
+    if (options.output_format or _format_of(options.output)) is OutputFormat.parquet:
+        raise UsageProblem("--resume: a Parquet file cannot be gone on with; write JSONL or CSV")
     for name in filter(None, (options.output, options.rejects)):
         if Path(name).exists() and not Path(name).is_file():
             raise UsageProblem(f"--resume: {name} is no ordinary file, so that no run can go on with it")
@@ -382,6 +392,17 @@ def _journal(
     return Journal(str(options.output), run)
 
 
+def _check_parquet(options: ClassifyOptions) -> None:
+    """Raise UsageProblem where lines or a terminal would get Parquet, ModelUnusable where pyarrow is missing."""
+    for flag, name in (("--select, -o", options.output if options.select else None), ("--rejects", options.rejects)):
+        if name is not None and _format_of(name) is OutputFormat.parquet:
+            raise UsageProblem(f"{flag} {name}: lines are written; name a file that does not end in .parquet")
+    if (options.output_format or _format_of(options.output)) is OutputFormat.parquet:
+        if options.output in (None, STDIN) and is_terminal(sys.stdout):
+            raise UsageProblem("Parquet is not for terminals; name a file with -o")
+        check_extra("pyarrow", "parquet", "Parquet")
+
+
 def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings":
     from gliclass_cli.classification import Sample, Settings
     from gliclass_cli.classifier import StreamOptions
@@ -398,15 +419,90 @@ def _settings(options: ClassifyOptions, labels: "LabelSet | None") -> "Settings"
     )
 
 
-def _writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
+def _classify_on_ray(
+    options: ClassifyOptions, names: tuple[str, ...], labels: "LabelSet | None", calibration: "CalibrationFile | None"
+) -> None:
+    """Classify each input into a part of its own, on a cluster."""
+    kind = _check_for_ray(options, names)
+    from gliclass_cli import __version__
+    from gliclass_cli.classifier import Classifier
+    from gliclass_cli.distributed import Cluster, Job, find_inputs, missing_parts, plan_parts
+    from gliclass_cli.files import is_url
+    from gliclass_cli.loading import open_folder
+
+    sources = find_inputs(names)
+    parts = plan_parts(sources, {"label": ".txt"}.get(kind.value, f".{kind.value}"))
+    output = str(options.output)
+    threads = options.threads or 1
+    reading, runtime = options.reading(), replace(options.runtime(), threads=threads)
+    folder = open_folder(options.model, runtime)
+    tuned = None if calibration is None else calibration.calibration
+    job = Job(
+        load=partial(Classifier.load, options.model, reading, runtime, calibration=tuned),
+        make_writer=partial(_writer, replace(options, output_format=kind), labels, several=len(sources) > 1),
+        read=options.read_options(),
+        settings=_settings(options, labels),
+        output=output if is_url(output) else str(Path(output).absolute()),
+        directory=str(Path.cwd()),
+    )
+    model = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.path.iterdir())]
+    # All that an answer depends on; what computes it changes none.
+    answers = (
+        __version__,
+        model,
+        reading,
+        tuned,
+        job.read,
+        job.settings,
+        kind.value,
+        options.as_key,
+        runtime.precision,
+    )
+    missing = missing_parts(job.output, parts, repr((*answers, runtime.adapter)))
+    cluster = Cluster(options.address, options.workers, threads, int(options.device.startswith("cuda")))
+    run_job(job, parts, missing, cluster, quiet=options.quiet)
+
+
+def _check_for_ray(options: ClassifyOptions, names: tuple[str, ...]) -> OutputFormat:
+    """Return the format of the parts. Raises UsageProblem where an option makes no sense there, ModelUnusable."""
+    refused = {
+        "standard input": STDIN in names,
+        "--skip": options.skip,
+        "--limit": options.limit is not None,
+        "--select": options.select,
+        "--rejects": options.rejects is not None,
+        "--on-error stop": options.on_error is OnError.stop,
+        "--linger": options.linger != ClassifyOptions.linger,
+        "--sample": options.sample is not None,
+        "--summary": options.summary,
+        "--resume": options.resume,
+        "--dry-run": options.dry_run,
+    }
+    if found := [flag for flag, given in refused.items() if given]:
+        raise UsageProblem(f"--engine ray does not take {', '.join(found)}")
+    if options.output in (None, "", STDIN):
+        raise UsageProblem("--engine ray writes a part for each input: name a folder or a URL for them with -o")
+    kind = options.output_format or OutputFormat.jsonl
+    if kind not in _PART_FORMATS:
+        known = ", ".join(_PART_FORMATS)
+        raise UsageProblem(f"--output-format {kind.value}: has one head for all rows; --engine ray writes {known}")
+    check_extra("ray", "ray", "--engine ray")
+    if kind is OutputFormat.parquet:
+        check_extra("pyarrow", "parquet", "Parquet")
+    return kind
+
+
+def _writer(
+    options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs", *, several: bool = False
+) -> "Writer":
     """Build the writer, once the first input is open and its columns are known."""
     from gliclass_cli.writers import ReviewWriter
 
-    writer = _whole_writer(options, labels, inputs)
+    writer = _whole_writer(options, labels, inputs, several)
     return writer if options.review is None else ReviewWriter(writer)
 
 
-def _whole_writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs") -> "Writer":
+def _whole_writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "Inputs", several: bool) -> "Writer":
     """Build the writer of all rows."""
     from gliclass_cli import writers
 
@@ -421,13 +517,17 @@ def _whole_writer(options: ClassifyOptions, labels: "LabelSet | None", inputs: "
             header=not options.no_header,
             columns=inputs.columns,
         )
+    if kind is OutputFormat.parquet:
+        from gliclass_cli.parquet import ParquetWriter
+
+        return ParquetWriter(options.as_key, schema=inputs.schema, columns=inputs.columns)
     if kind is OutputFormat.label:
         return writers.LabelWriter()
     if kind is OutputFormat.table:
         longest = max((cells(name) for name in labels.names), default=5) if labels else 20
         fields = tuple(options.text_field or ())
         return writers.TableWriter(min(longest, 30), width(sys.stdout), fields)
-    return writers.JsonlWriter(options.as_key, with_source=len(inputs.names) > 1)
+    return writers.JsonlWriter(options.as_key, with_source=several or len(inputs.names) > 1)
 
 
 def _format_of(name: str | None) -> OutputFormat:
@@ -435,4 +535,4 @@ def _format_of(name: str | None) -> OutputFormat:
     path = PurePath((name or "").lower())
     if path.suffix in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
-    return {".csv": OutputFormat.csv, ".tsv": OutputFormat.tsv}.get(path.suffix, OutputFormat.jsonl)
+    return _BY_SUFFIX.get(path.suffix, OutputFormat.jsonl)

@@ -17,7 +17,7 @@ from gliclass_cli.cli.terminal import harmless
 from gliclass_cli.errors import ExitCode, GliclassError
 
 _LIBRARIES = ("onnxruntime", "tokenizers", "numpy", "orjson", "typer", "rich", "tqdm", "huggingface_hub")
-_OPTIONAL = ("onnx", "torch", "transformers", "safetensors", "peft")
+_OPTIONAL = ("onnx", "torch", "transformers", "safetensors", "peft", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,7 @@ class Format(StrEnum):
     csv = "csv"
     tsv = "tsv"
     text = "text"
+    parquet = "parquet"
 
 
 class OutputFormat(StrEnum):
@@ -125,6 +126,7 @@ class OutputFormat(StrEnum):
     tsv = "tsv"
     label = "label"
     table = "table"
+    parquet = "parquet"
 
 
 class OnError(StrEnum):

@@ -154,8 +154,8 @@ def _stored(record: Record, key: str, *, multi: bool) -> Prediction:
     """Return the prediction that a row holds, as ``classify`` writes it. Raises FieldProblem, UsageProblem."""
     fields = record.fields or {}
     value = fields.get(key)
-    if isinstance(value, str):
-        value = _from_cells(fields, key, value, multi=multi)
+    if isinstance(value, str) or f"{key}_labels" in fields:
+        value = _from_cells(fields, key, value or "", multi=multi)
     problem = FieldProblem("no_prediction", f"field {key!r} holds no prediction of gliclass classify")
     if not isinstance(value, Mapping):
         raise problem
@@ -177,9 +177,13 @@ def _stored(record: Record, key: str, *, multi: bool) -> Prediction:
 
 
 def _from_cells(fields: Mapping[str, Any], key: str, label: str, *, multi: bool) -> dict[str, Any]:
-    """Return a prediction of a CSV, which has up to three columns, in the shape it has in JSON."""
+    """Return a prediction of a CSV or Parquet, which has up to four columns, in the shape it has in JSON."""
+    if message := fields.get(f"{key}_error"):
+        return {"error": {"message": message}}
     labels, score = fields.get(f"{key}_labels"), fields.get(f"{key}_score")
     names = labels.split(CELL_SEPARATOR) if multi and isinstance(labels, str) else [label]
+    if isinstance(labels, list):
+        names = labels
     value: dict[str, Any] = {"label": label or None, "labels": [name for name in names if name]}
     if score:
         with contextlib.suppress(ValueError):
