@@ -337,7 +337,13 @@ def attempt_apart(check: Check, data: bytes, folder: Path) -> str:
     if child == 0:
         os.close(reader)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native libraries tell of their panics there
-        os.write(writer, attempt(check, data, folder).encode("utf-8", "backslashreplace")[-4000:])
+        output = os.open(folder / "stdout", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        problem = attempt(check, data, folder)
+        sys.stdout.flush()
+        if os.fstat(output).st_size:
+            problem += " wrote to standard output, which is for results"
+        os.write(writer, problem.encode("utf-8", "backslashreplace")[-4000:])
         os._exit(0)
     os.close(writer)
     end = time.monotonic() + 10 * SECONDS  # something waits for ever
