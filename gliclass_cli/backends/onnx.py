@@ -69,7 +69,7 @@ class OnnxBackend:
         """Find out what a published graph was made for: its slots, and sizes that are fixed."""
         session = self._graphs["text"][1]
         batch, length = (*session.get_inputs()[0].shape, None, None)[:2]
-        slots = next(iter(session.get_outputs()[0].shape[-1:]), None)  # of a scalar there are none
+        slots = next(iter(session.get_outputs()[0].shape[-1:]), None)  # a scalar has no sizes
         self.slots = slots if isinstance(slots, int) else None
         self.length = length if isinstance(length, int) else None
         self.alone = isinstance(batch, int) or _contains(graph.path, _MIXES_ROWS)
@@ -97,13 +97,18 @@ def _open_session(graph: Graph, *, published: bool) -> Any:
     # An exported graph is final: nothing to optimise at every start.
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if published else levels.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+        # A fallback to other providers would say so on standard output.
+        session = onnxruntime.InferenceSession(
+            str(graph.path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        inputs = {item.name: item.shape for item in session.get_inputs()}
+        outputs = {item.name: item.shape for item in session.get_outputs()}
+    except Exception as error:  # a name that is no text too
         raise ModelUnusable(f"{graph.path}: ONNX Runtime cannot load it: {error}") from error
-    inputs = {item.name for item in session.get_inputs()} - ({"token_type_ids"} if published else set())
-    if inputs != set(graph.inputs):
-        raise ModelUnusable(f"{graph.path}: its inputs are {', '.join(sorted(inputs))}, not {', '.join(graph.inputs)}")
-    if graph.output not in [item.name for item in session.get_outputs()]:
+    names = inputs.keys() - ({"token_type_ids"} if published else set())
+    if names != set(graph.inputs):
+        raise ModelUnusable(f"{graph.path}: its inputs are {', '.join(sorted(names))}, not {', '.join(graph.inputs)}")
+    if graph.output not in outputs:
         raise ModelUnusable(f"{graph.path}: it has no output {graph.output}")
     return session
 
