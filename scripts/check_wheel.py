@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
+NO_NETWORK: Final = ("unshare", "--net", "--map-root-user")
 INSTALLED: Final = (
     "share/man/man1/gliclass.1",
     "share/man/man1/gliclass-classify.1",
