@@ -4,7 +4,7 @@
         'lr 1e-4: encoder_lr=1e-4' 'no texts of our own: weights=own_*=0' 'MiniLM: start=start-minilm'
 
 A variant is a name and, behind a colon, settings of `gliclass train` that differ from `train.toml`, separated by
-spaces. `weights=PATTERN=X` goes before the weights of sources there, `start=FOLDER` is another model to start from.
+spaces. `weights=PATTERN=X` replaces the weights of sources that fit, `start=FOLDER` is another model to start from.
 `steps=N` there makes variants that cost different times train equally long.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
@@ -58,7 +59,9 @@ def run(
         if key == "start":
             start = value
         elif key == "weights":
-            values["source_weights"] = (value, *values["source_weights"])
+            pattern = value.partition("=")[0]
+            others = [item for item in values["source_weights"] if not fnmatchcase(item.partition("=")[0], pattern)]
+            values["source_weights"] = (value, *others)
         else:
             values |= [parse_setting(change)]
     with tempfile.TemporaryDirectory() as scratch:
