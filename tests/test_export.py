@@ -261,19 +261,18 @@ def test_published_graphs_run(checkpoint: ModelFolder, tmp_path: Path, slots: in
 
 
 def test_a_published_graph_reads_data_of_its_own_folder_only(checkpoint: ModelFolder, tmp_path: Path) -> None:
-    import onnx
-
     folder = publish(checkpoint, tmp_path / "published", slots=None) / "onnx"
     model = onnx.load(folder / "model.onnx")
     name = "model.onnx_data"
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location=name, size_threshold=0)
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location=name, size_threshold=256)
     assert (folder / name).stat().st_size
     Classifier.load(folder.parent).predict(["a text"], ["sports", "politics"])
     moved = (folder / name).rename(tmp_path / "secret")
     for location in ("../../secret", str(moved), "*/_ORT_MEM_ADDR_/*", name):
         model = onnx.load(folder / "model.onnx", load_external_data=False)
         for tensor in model.graph.initializer:
-            tensor.external_data[0].value = location
+            for entry in tensor.external_data:
+                entry.value = location if entry.key == "location" else entry.value
         (folder / "evil").write_bytes(model.SerializeToString())
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(moved)  # the last one is a link out of the folder
