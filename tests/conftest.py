@@ -1,7 +1,12 @@
 """Settings of Hypothesis, and what several test files share."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+# Several workers (pytest -n) share the cores: the libraries of each keep to its own, before they are imported.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
