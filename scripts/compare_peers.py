@@ -10,10 +10,10 @@ weights in both encoders (its projectors, which the bundled model lacks, are ran
 same encoder in PyTorch with labels encoded once and sorted batches, as sentence embedders do it.
 
 The other weights are random ones of a real model's shape (speed does not depend on values), with the tokenizer of the
-bundled model. Everyone computes the same texts, in turn, several times; medians are told. Ratios are of processor time, because
-fast-gliner takes two cores where the others are told to take one; the last column
-is by how much scores differ from those of the reference, where both compute the same function. `--texts` may hold many
-rows: the first `--rows` are taken, the cross-encoder reads `--cross-rows` of them, short and long ones.
+bundled model. Everyone computes the same texts, in turn, several times; medians are told. Ratios are of processor time,
+because fast-gliner takes two cores where the others are told to take one; the last column is by how much scores differ
+from those of the reference, where both compute the same function. `--texts` may hold many rows: the first `--rows` are
+taken, the cross-encoder reads `--cross-rows` of them, short and long ones.
 """
 
 from __future__ import annotations
