@@ -1,9 +1,10 @@
 """Classify whole inputs: rows in from files, rows out to a writer; counting, never printing."""
 
+import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ class Inputs:
         self.header_raw = b""
         self.schema: Any = None
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Generator[Record, None, None]:
         """Yield the rows. Raises InputUnusable, UsageProblem."""
         done = 0
         for number, name in enumerate(self.names):
@@ -128,11 +129,8 @@ def classify_rows(
     start = time.monotonic()
     writer: Writer | None = None
     reject = _Rejects(rejects, inputs) if rejects else None
-    records = itertools.islice(
-        inputs, settings.skip, None if settings.limit is None else settings.skip + settings.limit
-    )
     try:
-        for window in classifier.stream(_queries(records, inputs, settings), settings.choice, settings.stream, stop):
+        for window in classifier.stream(_queries(inputs, settings), settings.choice, settings.stream, stop):
             writer = writer or make_writer(inputs)
             try:
                 for query, prediction in window:
@@ -218,23 +216,27 @@ def _how_to_go_on(inputs: Inputs, settings: Settings, summary: Summary) -> str:
     return f"; the rest: --skip {settings.skip + summary.rows}{rest}"
 
 
-def _queries(records: Iterable[Record], inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
+def _queries(inputs: Inputs, settings: Settings) -> Iterator[Query[Record]]:
     """Find text and labels of each row; a row without them goes on as an error in its place."""
     paths = inputs.options.text_fields
-    for number, record in enumerate(records):
-        weight = len(record.raw)
-        if record.error is not None or record.fields is None:
-            yield Query(record, None, weight=weight)
-            continue
-        try:
-            text = text_of(record.fields, paths)
-            labels = _labels_of(record, settings)
-        except FieldProblem as problem:
-            if number == 0 and not paths and len(string_fields(record.fields)) > 1 and "text" not in record.fields:
-                raise UsageProblem(f"{record.where}: which field holds the text? {problem}") from problem
-            yield Query(replace(record, error=RowError(problem.code, str(problem), record.line)), None, weight=weight)
-        else:
-            yield Query(record, text, labels, weight=weight)
+    end = None if settings.limit is None else settings.skip + settings.limit
+    with contextlib.closing(iter(inputs)) as rows:  # a run that fails leaves no file open
+        for number, record in enumerate(itertools.islice(rows, settings.skip, end)):
+            weight = len(record.raw)
+            if record.error is not None or record.fields is None:
+                yield Query(record, None, weight=weight)
+                continue
+            try:
+                text = text_of(record.fields, paths)
+                labels = _labels_of(record, settings)
+            except FieldProblem as problem:
+                if number == 0 and not paths and len(string_fields(record.fields)) > 1 and "text" not in record.fields:
+                    raise UsageProblem(f"{record.where}: which field holds the text? {problem}") from problem
+                yield Query(
+                    replace(record, error=RowError(problem.code, str(problem), record.line)), None, weight=weight
+                )
+            else:
+                yield Query(record, text, labels, weight=weight)
 
 
 def _labels_of(record: Record, settings: Settings) -> LabelSet | None:
