@@ -1,9 +1,10 @@
 """Classify whole inputs: rows in from files, rows out to a writer; counting, never printing."""
 
+import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any, Literal
@@ -38,7 +39,7 @@ class Inputs:
         self.header_raw = b""
         self.schema: Any = None
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Generator[Record, None, None]:
         """Yield the rows. Raises InputUnusable, UsageProblem."""
         done = 0
         for number, name in enumerate(self.names):
@@ -192,10 +193,11 @@ def classify_rows(
 
 
 def asked_for(inputs: Inputs, settings: Settings) -> Iterator[Record]:
-    """Return the rows that are not skipped, up to the limit, or a sample of them."""
+    """Yield the rows that are not skipped, up to the limit, or a sample of them."""
     last = None if settings.limit is None else settings.skip + settings.limit
-    records = itertools.islice(inputs, settings.skip, last)
-    return records if settings.sample is None else settings.sample.draw(records)
+    with contextlib.closing(iter(inputs)) as rows:  # a run that fails leaves no file open
+        records = itertools.islice(rows, settings.skip, last)
+        yield from records if settings.sample is None else settings.sample.draw(records)
 
 
 def _started(writer: Writer, journal: Journal | None) -> Writer:

@@ -249,9 +249,12 @@ def _reference(checkpoint: Path, device: str) -> Any:
 
         model = GLiClassModel.from_pretrained(checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        return ZeroShotClassificationPipeline(
+        pipeline = ZeroShotClassificationPipeline(
             model, tokenizer, classification_type="multi-label", device=device, progress_bar=False
         )
+        if model.config.encoder_config.model_type == "bert":  # it has no more positions
+            getattr(pipeline, "pipe", pipeline).max_length = 512
+        return pipeline
 
 
 def _fast_gliner(checkpoint: Path, reference: Any) -> Callable[[str, list[str]], Any] | None:
