@@ -48,7 +48,12 @@ def read_calibration(name: str) -> CalibrationFile:
         raise UsageProblem(f"{name}: not valid JSON: {error}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UsageProblem(f"{name}: no calibration file ('format' is not {FORMAT!r}); gliclass eval --tune writes one")
-    return _Reader(name, value).read()
+    found = _Reader(name, value).read()
+    try:
+        found.to_bytes()
+    except (ValueError, RecursionError) as error:  # infinite, or half of a character
+        raise UsageProblem(f"{name}: a value cannot be written as JSON: {error}") from error
+    return found
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
