@@ -93,6 +93,8 @@ def _open_session(graph: Graph, *, published: bool) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # Each weight of a graph of labels is made float32 right before its product, not all of them at the beginning.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     levels = onnxruntime.GraphOptimizationLevel
     # An exported graph is final: nothing to optimise at every start.
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if published else levels.ORT_DISABLE_ALL
