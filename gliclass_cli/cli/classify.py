@@ -429,6 +429,7 @@ def _classify_on_ray(
     from gliclass_cli.distributed import Cluster, Job, find_inputs, missing_parts, plan_parts
     from gliclass_cli.files import is_url
     from gliclass_cli.loading import open_folder
+    from gliclass_cli.model_folder import model_digest
 
     sources = find_inputs(names)
     parts = plan_parts(sources, {"label": ".txt"}.get(kind.value, f".{kind.value}"))
@@ -445,7 +446,7 @@ def _classify_on_ray(
         output=output if is_url(output) else str(Path(output).absolute()),
         directory=str(Path.cwd()),
     )
-    model = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.path.iterdir())]
+    model = model_digest(folder, weights=folder.has_weights, adapter=runtime.adapter)
     # All that an answer depends on; what computes it changes none.
     answers = (
         __version__,
@@ -458,7 +459,7 @@ def _classify_on_ray(
         options.as_key,
         runtime.precision,
     )
-    missing = missing_parts(job.output, parts, repr((*answers, runtime.adapter)))
+    missing = missing_parts(job.output, parts, repr(answers))
     cluster = Cluster(options.address, options.workers, threads, int(options.device.startswith("cuda")))
     run_job(job, parts, missing, cluster, quiet=options.quiet)
 
