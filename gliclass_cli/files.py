@@ -234,10 +234,11 @@ class Output:
         Raises:
             OutputFailed: it cannot be written.
         """
-        self.part: Path | None = None
+        self.part: Path | None = None  # where a file grows; None for standard output, a device or a pipe
         self.wrote = False
-        self._shown = "standard output" if name is None or name in _STDOUT else name
-        self._special = name is None or name in _STDOUT
+        self._is_stdout = name is None or name in _STDOUT
+        self._shown = "standard output" if name is None or self._is_stdout else name
+        self._special = self._is_stdout
         self._ending = ""
         self._watched = self._special and sys.stdout.isatty()
         self._file: BinaryIO
@@ -255,14 +256,16 @@ class Output:
             with contextlib.suppress(FileNotFoundError):
                 self._special = not stat.S_ISREG(path.stat().st_mode)
             self._target = path.resolve()
-            self.part = path if self._special else part_of(name)
-            self._file = self.part.open("wb") if self._special else _open_alone(self.part)
-            if not self._special:
-                self._ending = path.suffix.lower()
-                if keep:
-                    self.wrote = self._file.seek(0, os.SEEK_END) > 0
-                else:
-                    self.cut(0)
+            if self._special:
+                self._file = path.open("wb")
+                return
+            self.part = part_of(name)
+            self._file = _open_alone(self.part)
+            self._ending = path.suffix.lower()
+            if keep:
+                self.wrote = self._file.seek(0, os.SEEK_END) > 0
+            else:
+                self.cut(0)
             if path.is_file():  # it keeps its permissions
                 self.part.chmod(stat.S_IMODE(path.stat().st_mode))
 
@@ -282,7 +285,7 @@ class Output:
             return
         with contextlib.suppress(OSError, OutputFailed):  # the first error is the one to tell
             self.close()
-            if self.part and not self.wrote and not self._special:
+            if self.part and not self.wrote:
                 self.part.unlink()
 
     def cut(self, size: int) -> None:
@@ -337,7 +340,7 @@ class Output:
 
     def commit(self) -> None:
         """Finish: the file appears under its name, in one step, with all its bytes on the disk."""
-        if self.part is None or self._special:
+        if self.part is None:
             self.close()
             return
         with self._writing(), self._file:  # closing lets the lock go: not before the file has its name
@@ -346,14 +349,14 @@ class Output:
 
     def close(self) -> None:
         """Write all that is buffered, without renaming."""
-        if self.part is None:
+        if self._is_stdout:
             self.flush()
             return
         if self._file.closed:
             return
         with self._writing(), self._file:
             self._end_stream()
-            if not self._special:
+            if self.part is not None:
                 self.sync()
 
     def _opened(self) -> IO[bytes]:

@@ -330,6 +330,14 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_device_keeps_nothing_that_could_be_renamed() -> None:
+    result = gliclass(
+        "classify", *LABELS, "-o", os.devnull, "-f", "csv", "--on-error", "stop", stdin="text,n\none,1\ntwo\n"
+    )
+    assert result.exit_code == 3
+    assert result.stderr.endswith("(--on-error stop)\n")
+
+
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     missing = tmp_path / "no" / "out"
     result = gliclass("classify", TICKETS, *LABELS, "-o", str(missing))
@@ -533,7 +541,7 @@ def test_usage_errors_exit_with_2() -> None:
         assert gliclass(*arguments).exit_code == 2
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     data=st.one_of(
         st.binary(max_size=300),

@@ -26,14 +26,16 @@ def test_man_pages_are_up_to_date() -> None:
 
 
 def test_every_option_is_in_every_reference() -> None:
+    pages = man_pages(app)
+    bash, zsh, fish = (completion_script(app, shell) for shell in ("bash", "zsh", "fish"))
     for command in describe(app).walk():
-        page = man_pages(app)["-".join(command.path[:2]) + ".1"]
+        page = pages["-".join(command.path[:2]) + ".1"]
         for item in command.options:
             for flag in item.flags:
                 assert flag.replace("-", "\\-") in page
-                assert flag in completion_script(app, "bash")
-                assert flag in completion_script(app, "zsh")
-                assert flag.lstrip("-") in completion_script(app, "fish")
+                assert flag in bash
+                assert flag in zsh
+                assert flag.lstrip("-") in fish
 
 
 def test_every_option_has_its_environment_variable() -> None:

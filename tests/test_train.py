@@ -128,7 +128,7 @@ def test_a_batch_scores_as_the_classifier_does(checkpoints: dict[str, Path], kin
 def test_the_loss_falls_and_the_model_classifies(
     checkpoints: dict[str, Path], rows: Path, tmp_path: Path, kind: str
 ) -> None:
-    steps = "60" if kind == "decoder-kv" else "250"
+    steps = "50" if kind == "decoder-kv" else "150"
     metrics = train(rows, tmp_path / "out", "--model", str(checkpoints[kind]), *FAST, "--steps", steps)
     losses = [line["loss"] for line in metrics]
     assert len(losses) == int(steps)
@@ -465,7 +465,7 @@ def test_adapters_are_trained_loaded_and_merged(
     checkpoints: dict[str, Path], rows: Path, tmp_path: Path, kind: str
 ) -> None:
     adapter, base = tmp_path / "adapter", str(checkpoints[kind])
-    steps = "40" if kind == "decoder-kv" else "250"
+    steps = "40" if kind == "decoder-kv" else "150"
     metrics = train(
         rows, adapter, "--model", base, "--lora", "--lora-rank", "8", *FAST, "--lr", "3e-3", "--steps", steps
     )

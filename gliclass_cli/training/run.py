@@ -137,7 +137,7 @@ def _check_job(job: Job) -> bool:
         raise UsageProblem("--lora makes new adapters: leave --adapter out, or export the model with it first")
     if settings.watching.patience and job.dev is None:
         raise UsageProblem("--patience needs --dev FILE to measure on")
-    _source_weights(job)
+    source_weights(job)
     check_pools(job.sources)
     multi = check_multi(job.sources, settings.task.multi)
     if job.dev is not None:
@@ -205,7 +205,7 @@ def _check_wordings(composer: Composer, info: LabelInfo) -> None:
                 raise UsageProblem(f"--label-info: {problem}") from problem
 
 
-def _source_weights(job: Job) -> list[float]:
+def source_weights(job: Job) -> list[float]:
     """Return how often the rows of each source come in a pass. Raises UsageProblem."""
     names = [Path(source.name).name.partition(".")[0] for source in job.sources]
     items = job.settings.sampling.source_weights
@@ -232,7 +232,7 @@ def _prepare(
     settings = job.settings
     sampler = Sampler(
         job.sources, settings.optimisation.batch_size, settings.sampling, settings.augmentation, job.info,
-        settings.task.seed, _source_weights(job),
+        settings.task.seed, source_weights(job),
     )  # fmt: skip
     optimisation = settings.optimisation
     adapted = None
@@ -288,7 +288,7 @@ def _fingerprint(job: Job, folder: ModelFolder) -> str:
         "adapter": job.runtime.adapter and file_digest(Path(job.runtime.adapter) / "adapter_model.safetensors"),
         "precision": job.runtime.precision,
         "config": folder.config.raw,
-        "source_weights": _source_weights(job),
+        "source_weights": source_weights(job),
         "info": [job.info.descriptions, job.info.synonyms],
     }
     digest = hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode())
