@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from gliclass_cli import Classifier
@@ -24,6 +26,7 @@ import compare  # noqa: E402
 import finish  # noqa: E402
 import measure  # noqa: E402
 import start  # noqa: E402
+import student  # noqa: E402
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -181,12 +184,19 @@ def test_another_wheel_than_the_known_one_is_refused(tmp_path: Path) -> None:
         start.read_wheel(wheel, start.KINDS["bge"], ("config.json",))
 
 
-@pytest.mark.parametrize("script", ["start.py --encoder bge --wheel x.whl", "finish.py --start a --trained b --held c"])
-def test_no_folder_is_written_over(script: str, tmp_path: Path) -> None:
-    name, *rest = script.split()
-    command = [sys.executable, str(RECIPE / name), *rest, "--output", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stderr) == (1, f"{tmp_path}: exists; name a new folder\n")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "start --encoder bge --wheel x.whl",
+        "finish --start a --trained b --held c",
+        "student --teacher a --data b",
+    ],
+)
+def test_no_folder_is_written_over(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *rest = command.split()
+    monkeypatch.setattr(sys, "argv", [name, *rest, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match=re.escape(f"{tmp_path}: exists; name a new folder")):
+        {"start": start, "finish": finish, "student": student}[name].main()
 
 
 def test_the_shipped_folder_is_calibrated_on_what_was_held_back(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -230,3 +240,24 @@ def test_the_shipped_folder_is_calibrated_on_what_was_held_back(tiny: Path, tmp_
     multi = fit(logits([*names, "slow delivery"]).reshape(-1, 1), right.reshape(-1, 1), ("label",), multi=True)
     assert classifier.folder.calibration.multi_bias == pytest.approx(multi.multi_bias, abs=2e-3)
     assert classifier.folder.calibration.multi_temperature == pytest.approx(multi.multi_temperature, abs=2e-3)
+
+
+def test_a_student_is_every_second_layer_and_learns_the_vectors(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"text": f"the {word} team won game {n}", "labels": ["sports"], "all_labels": ["sports", "food"]}
+            for n, word in enumerate(("good", "fast", "slow", "great"))]  # fmt: skip
+    write(data / "clinc_domain.jsonl.gz", rows)
+    settings = tmp_path / "train.toml"
+    settings.write_text("[sampling]\nmax_labels = 4\n", "utf-8")
+    monkeypatch.setattr(student, "SETTINGS", settings)
+    output = tmp_path / "out"
+    arguments = ["--teacher", str(tiny), "--data", str(data), "--steps", "61", "--batch", "4", "--lr", "1e-2"]
+    monkeypatch.setattr(sys, "argv", ["student", *arguments, "--output", str(output)])
+    student.main()
+    cosines = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert cosines[-1] > cosines[0]
+    teacher, taught = finish.load(str(tiny)), finish.load(str(output))
+    assert 2 * len(taught.encoder_model.encoder.layer) == len(teacher.encoder_model.encoder.layer)
+    table = "encoder_model.embeddings.word_embeddings.weight"
+    assert torch.equal(taught.get_parameter(table), teacher.get_parameter(table))
