@@ -26,7 +26,8 @@ def feed(stream: IO[bytes], rows: int) -> None:
 
 def measure(rows: int, model: str, max_length: int) -> tuple[float, float]:
     """Return the largest resident memory (MB) and the seconds of a run over ``rows`` rows."""
-    command = [sys.executable, "-m", "gliclass_cli", "classify", "-q", "-m", model, "--max-length", str(max_length)]
+    reading = ["--model", model, "--max-length", str(max_length)]
+    command = [sys.executable, "-m", "gliclass_cli", "classify", "-q", *reading]
     start = time.monotonic()
     process = subprocess.Popen([*command, "-l", "billing", "-l", "shipping", "-o", os.devnull], stdin=subprocess.PIPE)
     if process.stdin is None:
