@@ -47,7 +47,7 @@ def main() -> None:
         raise SystemExit(f"{options.output}: exists; name a new folder")
     torch.manual_seed(options.seed)
     teacher = load(options.teacher).eval()
-    student = halved(teacher)
+    student = halved(teacher).eval()  # trained without dropout, as the teacher was
     tokenizer = Tokenizer.from_file(str(Path(options.teacher) / "tokenizer.json"))
     tokenizer.enable_truncation(_MOST_TOKENS)
     tokenizer.enable_padding(pad_id=0)
@@ -102,7 +102,7 @@ def twice(name: str) -> str:
 
 
 def draw_texts(sources: Sequence[Source], output: Path, template: str, size: int, seed: int) -> Iterator[list[str]]:
-    """Yield batches without end: three texts of a source to one label of it, of similar length."""
+    """Yield batches without end, of similar length: texts, and for a quarter labels of the same sources."""
     settings = make_settings(read_settings(SETTINGS.read_text("utf-8"), str(SETTINGS)))
     shares = source_weights(Job("", sources, output, settings, info=LabelInfo()))
     weights = [share * len(source.rows) for share, source in zip(shares, sources, strict=True)]
@@ -131,7 +131,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def compare(teacher: GliclassModel, student: GliclassModel, inputs: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Return the loss of a batch, and the mean cosine between both models' vectors."""
+    """Return the loss of a batch, and the mean cosine between both models' vectors: their first tokens' states."""
     with torch.no_grad():
         wanted = teacher.encoder_model(**inputs, output_hidden_states=True).hidden_states[2::2]
     found = student.encoder_model(**inputs, output_hidden_states=True).hidden_states[1:]
