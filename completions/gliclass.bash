@@ -12,8 +12,6 @@ _gliclass() {
             "gliclass train") command="gliclass train" ;;
             "gliclass export") command="gliclass export" ;;
             "gliclass bench") command="gliclass bench" ;;
-            "gliclass doctor") command="gliclass doctor" ;;
-            "gliclass completions") command="gliclass completions" ;;
             "gliclass labels") command="gliclass labels" ;;
             "gliclass labels check") command="gliclass labels check" ;;
             "gliclass models") command="gliclass models" ;;
@@ -21,6 +19,8 @@ _gliclass() {
             "gliclass models info") command="gliclass models info" ;;
             "gliclass models pull") command="gliclass models pull" ;;
             "gliclass models path") command="gliclass models path" ;;
+            "gliclass doctor") command="gliclass doctor" ;;
+            "gliclass completions") command="gliclass completions" ;;
         esac
     done
     COMPREPLY=()
@@ -175,28 +175,26 @@ _gliclass() {
         "gliclass bench --max-length") :; return ;;
         "gliclass bench --long") COMPREPLY=($(compgen -W $'truncate\nchunk\nerror' -- "$cur")); return ;;
         "gliclass bench --permutations") :; return ;;
+        "gliclass labels check --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
+        "gliclass labels check --template") :; return ;;
+        "gliclass labels check --max-length") :; return ;;
+        "gliclass models pull --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
+        "gliclass models pull --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
         "gliclass doctor --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
         "gliclass doctor --adapter") :; return ;;
         "gliclass doctor --device") :; return ;;
         "gliclass doctor --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
         "gliclass doctor --threads") :; return ;;
         "gliclass doctor --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
-        "gliclass labels check --model") compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); return ;;
-        "gliclass labels check --template") :; return ;;
-        "gliclass labels check --max-length") :; return ;;
-        "gliclass models pull --backend") COMPREPLY=($(compgen -W $'auto\nonnx\ntorch' -- "$cur")); return ;;
-        "gliclass models pull --precision") COMPREPLY=($(compgen -W $'auto\nfp32\nfp16\nbf16\nint8' -- "$cur")); return ;;
     esac
     case "$command" in
-        "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\neval\ntrain\nexport\nbench\ndoctor\ncompletions\nlabels\nmodels' -- "$cur")) ;;
+        "gliclass") COMPREPLY=($(compgen -W $'-V\n--version\n-h\n--help\nclassify\ntag\neval\ntrain\nexport\nbench\nlabels\nmodels\ndoctor\ncompletions' -- "$cur")) ;;
         "gliclass classify") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--labels-field\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--sample\n--seed\n-o\n--output\n--output-format\n--select\n--review\n--as\n--on-error\n--rejects\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--engine\n--address\n--workers\n--linger\n--batch-tokens\n--resume\n--dry-run\n--summary\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass tag") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n--top-k\n--digits\n--no-scores\n--nested\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass eval") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--multi\n--threshold\n--calibration\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--gold-field\n--as\n--json\n--plot\n--fail-under\n--tune\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--batch-tokens\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass train") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-o\n--output\n--dev\n-t\n--text-field\n--gold-field\n--labels-field\n-f\n--format\n--allow-empty\n--label-info\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--shots\n--method\n--epochs\n--steps\n--batch-size\n--lr\n--others-lr\n--loss\n--max-labels\n--negatives\n--max-length\n--freeze\n--patience\n--lora\n--lora-rank\n--lora-alpha\n--lora-targets\n--seed\n--config\n--set\n--resume\n-q\n--quiet\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass export") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n--int8\n--sample\n--adapter\n--offline\n--json\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass bench") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'-l\n--label\n--labels\n-t\n--text-field\n-f\n--format\n--encoding\n--delimiter\n--no-header\n--max-row-bytes\n--skip\n--limit\n--vary\n--repeats\n--json\n--plot\n--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--template\n--prompt\n--examples\n--max-length\n--long\n--permutations\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
-        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
-        "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
         "gliclass labels") COMPREPLY=($(compgen -W $'-h\n--help\ncheck' -- "$cur")) ;;
         "gliclass labels check") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--model\n--template\n--max-length\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
         "gliclass models") COMPREPLY=($(compgen -W $'-h\n--help\nlist\ninfo\npull\npath' -- "$cur")) ;;
@@ -204,6 +202,8 @@ _gliclass() {
         "gliclass models info") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--json\n--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
         "gliclass models pull") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--backend\n--precision\n--force\n--debug\n-h\n--help' -- "$cur")); else :; fi ;;
         "gliclass models path") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else compopt -o filenames; COMPREPLY=($(compgen -W $'default' -- "$cur") $(compgen -d -- "$cur")); fi ;;
+        "gliclass doctor") COMPREPLY=($(compgen -W $'--model\n--adapter\n--device\n--precision\n--threads\n--offline\n--backend\n--json\n--debug\n-h\n--help' -- "$cur")) ;;
+        "gliclass completions") if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W $'--debug\n-h\n--help' -- "$cur")); else COMPREPLY=($(compgen -W $'bash\nzsh\nfish' -- "$cur")); fi ;;
     esac
 }
 complete -F _gliclass gliclass

@@ -142,10 +142,7 @@ def _without_control(original: Any, data: bytes, control: Iterable[int]) -> tupl
     comes out all the same (not marked as special, or an ordinary piece of the vocabulary too) it is renamed to
     something that nobody can type.
     """
-    content = None
-    tokenizer = _Tokenizer.from_buffer(data)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    content, tokenizer = None, original
     tokenizer.encode_special_tokens = True
     numbers = _control_tokens(original, control)
     typed = [text for name in numbers.values() for text in (name, f"a{name}a", f"a {name} a")]
@@ -153,7 +150,7 @@ def _without_control(original: Any, data: bytes, control: Iterable[int]) -> tupl
     if found & numbers.keys():
         content = _renamed(orjson.loads(data), numbers)
         tokenizer = _rebuilt(content)
-    if b'"first"' not in data:
+    if b'"prepend_scheme"' not in data:
         return tokenizer, tokenizer
     later = _later_pieces(content or orjson.loads(data))
     return tokenizer, tokenizer if later is None else _rebuilt(later)

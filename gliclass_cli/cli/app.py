@@ -4,30 +4,16 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from gliclass_cli.cli.bench import EPILOG as BENCH_EPILOG
-from gliclass_cli.cli.bench import BenchOptions, bench
-from gliclass_cli.cli.classify import EPILOG as CLASSIFY_EPILOG
-from gliclass_cli.cli.classify import ClassifyOptions, classify
-from gliclass_cli.cli.completions import CompletionsOptions, completions_of
 from gliclass_cli.cli.config import default_map
-from gliclass_cli.cli.doctor import DoctorOptions, doctor_of
-from gliclass_cli.cli.evaluate import EPILOG as EVAL_EPILOG
-from gliclass_cli.cli.evaluate import EvalOptions, evaluate
-from gliclass_cli.cli.export import EPILOG as EXPORT_EPILOG
-from gliclass_cli.cli.export import ExportOptions, export
-from gliclass_cli.cli.labels import labels
-from gliclass_cli.cli.models import models
-from gliclass_cli.cli.options import command
-from gliclass_cli.cli.tag import EPILOG as TAG_EPILOG
-from gliclass_cli.cli.tag import TagOptions, tag
 from gliclass_cli.cli.terminal import say
-from gliclass_cli.cli.train import EPILOG as TRAIN_EPILOG
-from gliclass_cli.cli.train import TrainOptions, train
 from gliclass_cli.errors import ExitCode, GliclassError, UsageProblem
 
 EPILOG = (
@@ -35,12 +21,46 @@ EPILOG = (
     "More: man gliclass"
 )
 
-
+# Each command's module, whose ``app`` it is; in the order of the help.
+_MODULES = {
+    "classify": "classify",
+    "tag": "tag",
+    "eval": "evaluate",
+    "train": "train",
+    "export": "export",
+    "bench": "bench",
+    "labels": "labels",
+    "models": "models",
+    "doctor": "doctor",
+    "completions": "completions",
+}
 _WORDS = "gliclass.words"  # of the command line
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name; a module is imported when its command is asked for: one word at the prompt, one module."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = get_command(import_module(f"gliclass_cli.cli.{_MODULES[name]}").app)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
 
 
 class _Group(TyperGroup):
     """Turns our errors into one line on stderr and an exit code; tracebacks only with GLICLASS_DEBUG=1."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_WORDS] = tuple(args)
@@ -97,18 +117,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-command(app, ClassifyOptions, "classify", epilog=CLASSIFY_EPILOG)(classify)
-command(app, TagOptions, "tag", epilog=TAG_EPILOG)(tag)
-command(app, EvalOptions, "eval", epilog=EVAL_EPILOG)(evaluate)
-command(app, TrainOptions, "train", epilog=TRAIN_EPILOG)(train)
-command(app, ExportOptions, "export", epilog=EXPORT_EPILOG)(export)
-command(app, BenchOptions, "bench", epilog=BENCH_EPILOG)(bench)
-app.add_typer(labels, name="labels")
-app.add_typer(models, name="models")
-command(app, DoctorOptions, "doctor")(doctor_of(app))
-command(app, CompletionsOptions, "completions")(completions_of(app))
 
 
 def run() -> NoReturn:

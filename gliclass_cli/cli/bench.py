@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gliclass_cli.cli.options import InputOptions, LabelFileOptions, ModelOptions, option
+from gliclass_cli.cli.options import InputOptions, LabelFileOptions, ModelOptions, application, option
 from gliclass_cli.cli.terminal import is_terminal
 from gliclass_cli.errors import InputUnusable, ModelUnusable, UsageProblem
 from gliclass_cli.files import STDIN, Output
@@ -206,3 +206,6 @@ def _show(points: list["Point"], start: "Start", texts: int) -> None:
         f"gliclass tag of one text: {start.seconds:.2f} s, {start.cpu_seconds:.2f} s of processor time, "
         f"{start.peak_megabytes:.0f} MB"
     )
+
+
+app = application(bench, BenchOptions, "bench", epilog=EPILOG)

@@ -18,6 +18,7 @@ from gliclass_cli.cli.options import (
     ModelOptions,
     OnError,
     OutputFormat,
+    application,
     hint_single_label,
     load_classifier,
     option,
@@ -537,3 +538,6 @@ def _format_of(name: str | None) -> OutputFormat:
     if path.suffix in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
     return _BY_SUFFIX.get(path.suffix, OutputFormat.jsonl)
+
+
+app = application(classify, ClassifyOptions, "classify", epilog=EPILOG)

@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 
 from gliclass_cli.cli.config import config_path, default_map, read_config, unknown_variables, variables
-from gliclass_cli.cli.options import RuntimeOptions
+from gliclass_cli.cli.options import RuntimeOptions, application
 from gliclass_cli.cli.terminal import harmless
 from gliclass_cli.errors import ExitCode, GliclassError
 
@@ -27,28 +27,25 @@ class DoctorOptions(RuntimeOptions):
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
 
-def doctor_of(app: typer.Typer) -> Callable[[DoctorOptions], None]:
-    """Return the command that checks the installation, and what is set for the commands of ``app``."""
+def doctor(options: DoctorOptions) -> None:
+    """Check the installation.
 
-    def doctor(options: DoctorOptions) -> None:
-        """Check the installation.
+    Shows versions, the cores that may be used, what the configuration file and the environment set, and the model;
+    checks the model's file against its digest and its answer to an example against the one it was shipped with.
+    Exit code 4 if anything is wrong.
+    """
+    from gliclass_cli.cli.app import app as gliclass
 
-        Shows versions, the cores that may be used, what the configuration file and the environment set, and the model;
-        checks the model's file against its digest and its answer to an example against the one it was shipped with.
-        Exit code 4 if anything is wrong.
-        """
-        report = _report(options, get_command(app))
-        if options.as_json:
-            typer.echo(json.dumps(report))
-        else:
-            longest = max(map(len, report))
-            for name, value in report.items():
-                typer.echo(f"{name:<{longest}}  {harmless(_shown(value))}")
-        sys.stdout.flush()
-        if not report["ready"]:
-            raise typer.Exit(int(ExitCode.MODEL))
-
-    return doctor
+    report = _report(options, get_command(gliclass))
+    if options.as_json:
+        typer.echo(json.dumps(report))
+    else:
+        longest = max(map(len, report))
+        for name, value in report.items():
+            typer.echo(f"{name:<{longest}}  {harmless(_shown(value))}")
+    sys.stdout.flush()
+    if not report["ready"]:
+        raise typer.Exit(int(ExitCode.MODEL))
 
 
 def _report(options: DoctorOptions, root: Any) -> dict[str, Any]:
@@ -142,3 +139,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+app = application(doctor, DoctorOptions, "doctor")

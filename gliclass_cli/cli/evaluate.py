@@ -17,6 +17,7 @@ from gliclass_cli.cli.options import (
     ChoiceOptions,
     InputOptions,
     ModelOptions,
+    application,
     hint_single_label,
     load_classifier,
     option,
@@ -355,3 +356,6 @@ def _calibration_bytes(options: EvalOptions, run: _Run, tuned: "Tuned") -> bytes
         rows=len(run.outcomes),
         cross_validation=tuned.cross_validation(),
     ).to_bytes()
+
+
+app = application(evaluate, EvalOptions, "eval", epilog=EPILOG)

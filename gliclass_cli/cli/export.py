@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gliclass_cli.cli.options import LabelFileOptions, option
+from gliclass_cli.cli.options import LabelFileOptions, application, option
 from gliclass_cli.cli.terminal import say
 from gliclass_cli.errors import InputUnusable, ModelUnusable, UsageProblem
 from gliclass_cli.files import read_text_file
@@ -104,3 +104,6 @@ def _samples(options: ExportOptions, name: str) -> "list[Sample]":
     if not samples:
         raise UsageProblem(f"{name}: holds no text")
     return samples
+
+
+app = application(export, ExportOptions, "export", epilog=EPILOG)

@@ -20,7 +20,13 @@ from gliclass_cli.runtime import Runtime
 if TYPE_CHECKING:
     from gliclass_cli.composer import Composer
 
-labels = typer.Typer(help="Look at files of labels.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _root() -> None:
+    """Look at files of labels."""
+
 
 _WIDEST_LABEL = 40
 _NOT_TOLD_APART = re.compile(r"[\s_\-.,;:/!?'\"()]+")
@@ -124,4 +130,4 @@ def _doubts(found: LabelSet) -> Iterator[str]:
             described[description] = name
 
 
-command(labels, CheckOptions, "check")(check)
+command(app, CheckOptions, "check")(check)

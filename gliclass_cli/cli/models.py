@@ -12,7 +12,13 @@ from gliclass_cli.errors import ModelUnusable, UsageProblem
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, file_digest
 from gliclass_cli.runtime import Runtime
 
-models = typer.Typer(help="Show the bundled model, model folders and hub models; download them.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _root() -> None:
+    """Show the bundled model, model folders and hub models; download them."""
+
 
 _MODEL_HELP = "'default', a model folder, or a hub model that is in the cache."
 
@@ -153,7 +159,7 @@ def _megabytes(folder: ModelFolder) -> str:
     return f"{folder.size / 1e6:.1f} MB"
 
 
-command(models, ListOptions, "list")(list_models)
-command(models, InfoOptions, "info")(info)
-command(models, PullOptions, "pull")(pull)
-command(models, PathOptions, "path")(path)
+command(app, ListOptions, "list")(list_models)
+command(app, InfoOptions, "info")(info)
+command(app, PullOptions, "pull")(pull)
+command(app, PathOptions, "path")(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliclass_cli.cells import cells, fit
-from gliclass_cli.cli.options import LabelOptions, ModelOptions, hint_single_label, load_classifier
+from gliclass_cli.cli.options import LabelOptions, ModelOptions, application, hint_single_label, load_classifier
 from gliclass_cli.cli.terminal import can_show, interruptible, is_terminal, say, styled, width
 from gliclass_cli.errors import ExitCode, Interrupted, UsageProblem
 from gliclass_cli.files import STDIN
@@ -177,3 +177,6 @@ def _flat(scores: object, prefix: str = "") -> dict[str, float]:
             else:
                 flat[f"{prefix}{name}"] = value
     return flat
+
+
+app = application(tag, TagOptions, "tag", epilog=EPILOG)

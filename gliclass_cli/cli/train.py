@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gliclass_cli.cli.options import ComputeOptions, Format, LabelFileOptions, option
+from gliclass_cli.cli.options import ComputeOptions, Format, LabelFileOptions, application, option
 from gliclass_cli.cli.terminal import interruptible, is_terminal, say, width
 from gliclass_cli.errors import ModelUnusable, UsageProblem
 from gliclass_cli.files import STDIN, read_text_file
@@ -327,3 +327,6 @@ class _Watch:
         if self._bar is not None:
             self._bar.clear()
         say(text)
+
+
+app = application(train, TrainOptions, "train", epilog=EPILOG)
