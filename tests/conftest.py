@@ -1,7 +1,9 @@
 """Settings of Hypothesis, and what several test files share."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 # Several workers (pytest -n) share the cores: the libraries of each keep to its own, before they are imported.
@@ -11,7 +13,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import pytest
 from hypothesis import settings
 
+from gliclass_cli import composer
+from gliclass_cli.backends import onnx
 from gliclass_cli.files import open_source
+from gliclass_cli.model_folder import Graph
 from gliclass_cli.readers import ReadOptions, read_rows
 from gliclass_cli.records import Record
 
@@ -25,6 +30,25 @@ def _no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """The defaults that whoever runs the tests has set for themselves are none of theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_bundled_model_is_read_once() -> Iterator[None]:
+    """Most commands that tests run load it, and nothing changes it: in a process its graphs and words are read once."""
+    read_graph, read_tokenizer = onnx._open_session, composer.Tokenizer
+    graph_once, tokenizer_once = cache(read_graph), cache(read_tokenizer)
+    bundled = Path(onnx.__file__).parents[1] / "default_model"
+
+    def open_session(graph: Graph, *, published: bool) -> Any:
+        return (graph_once if graph.path.parent == bundled else read_graph)(graph, published=published)
+
+    def open_tokenizer(path: Path, control: Collection[int] = ()) -> Any:
+        return tokenizer_once(path, tuple(control)) if path.parent == bundled else read_tokenizer(path, control)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "_open_session", open_session)
+        patch.setattr(composer, "Tokenizer", open_tokenizer)
         yield
 
 
