@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gliclass_cli.errors import ModelUnusable
+from gliclass_cli.model_folder import GRAPH_WEIGHTS
 
 # What is to run the model: ONNX Runtime or PyTorch, the other one where there is no file for it, or only the one.
 Prefer = Literal["onnx", "only onnx", "torch first", "torch"]
@@ -242,7 +243,8 @@ def _weights(files: Sequence[str]) -> tuple[str, ...]:
 def _onnx(files: Sequence[str], precision: str, has_onnx_section: bool) -> tuple[str, ...]:
     """Return the ONNX files: all of a model exported by us, or one that others published, after what belongs to it."""
     if has_onnx_section:
-        return tuple(sorted(file for file in files if file.endswith(".onnx") and "/" not in file))
+        graphs = sorted(file for file in files if file.endswith(".onnx") and "/" not in file)
+        return (*(file for file in (GRAPH_WEIGHTS,) if file in files and graphs), *graphs)
     wanted = {"auto": (*_FP32, *_INT8), "fp32": _FP32, "int8": _INT8}.get(precision, ())
     found = next((file for file in wanted if file in files), None)
     if found is None:

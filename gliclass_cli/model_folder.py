@@ -8,6 +8,7 @@
     precision                            fp32 | int8
     text_graph, label_graph, scorer_graph  {file, sha256, inputs, output}; label_graph where labels are read by
                                          themselves, scorer_graph where texts and labels meet in a graph of its own
+    weights                              {file, sha256}: the constants that the graphs share, where they are large
     tokenizer, label_tokenizer           file names; label_tokenizer only where labels have one of their own
     pad_token_id                         what fills shorter inputs up; never seen by the model
     max_length                           tokens of one input, special ones included
@@ -48,6 +49,7 @@ _USUAL_LENGTH = 1024
 _LONGEST = 65_536
 _LEAST_LENGTH = 3  # a word between two special tokens
 _BUNDLED = Path(__file__).parent / "default_model"
+GRAPH_WEIGHTS = "weights.safetensors"  # the large constants of an exported model's graphs
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Names under which others publish ONNX files, by precision, the usual one first.
@@ -58,18 +60,24 @@ _PUBLISHED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
-    """One ONNX file of a model, and the names of what goes in and comes out; a published one has no digest."""
+class ModelFile:
+    """A file that scores depend on; a published one has no digest."""
 
     path: Path
     sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph(ModelFile):
+    """One ONNX file of a model, and the names of what goes in and comes out."""
+
     inputs: tuple[str, ...]
     output: str
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """The graphs of a model.
+    """The graphs of a model, and the file of their large constants.
 
     ``scale`` and ``bias``: where a text's and a label's vectors are multiplied outside of the graphs. ``published``:
     made by others, from input ids and a mask to a fixed number of logits.
@@ -78,15 +86,17 @@ class OnnxModel:
     text: Graph
     label: Graph | None = None
     scorer: Graph | None = None
+    weights: ModelFile | None = None
     precision: str = "fp32"
     scale: float = 1.0
     bias: float = 0.0
     published: bool = False
 
     @property
-    def graphs(self) -> tuple[Graph, ...]:
-        """The graphs that there are."""
-        return tuple(graph for graph in (self.text, self.label, self.scorer) if graph is not None)
+    def files(self) -> tuple[ModelFile, ...]:
+        """The files that there are, each once."""
+        found = (self.text, self.label, self.scorer, self.weights)
+        return tuple(dict.fromkeys(file for file in found if file is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +247,11 @@ def model_digest(folder: ModelFolder, *, weights: bool, adapter: str | None = No
     Raises:
         ModelUnusable: a file cannot be read.
     """
-    graphs = () if folder.onnx is None else folder.onnx.graphs
-    names = {graph.path.name for graph in graphs}
+    files = () if folder.onnx is None else folder.onnx.files
+    names = {file.path.name for file in files}
     found = {folder.path / "config.json", folder.tokenizer, folder.label_tokenizer}
-    for parent in {folder.path, *(graph.path.parent for graph in graphs)}:
-        # A large graph keeps its numbers beside it, in a file whose name begins as its own.
+    for parent in {folder.path, *(file.path.parent for file in files)}:
+        # A large published graph keeps its numbers beside it, in a file whose name begins as its own.
         found |= {file for file in parent.iterdir() if file.name.startswith(tuple(names))}
     if weights:
         found |= set(folder.path.glob("*.safetensors"))
@@ -251,10 +261,11 @@ def model_digest(folder: ModelFolder, *, weights: bool, adapter: str | None = No
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def check_digest(graph: Graph) -> None:
-    """Raise ModelUnusable where a graph is not the file that ``config.json`` means; a published one is not known."""
-    if graph.sha256 is not None and file_digest(graph.path) != graph.sha256:
-        raise ModelUnusable(f"{graph.path}: is not the file it should be (SHA-256 differs); install it again")
+def check_digests(model: OnnxModel) -> None:
+    """Raise ModelUnusable where a file is not the one that ``config.json`` means; a published one is not known."""
+    for file in model.files:
+        if file.sha256 is not None and file_digest(file.path) != file.sha256:
+            raise ModelUnusable(f"{file.path}: is not the file it should be (SHA-256 differs); install it again")
 
 
 def _exported(path: Path, config: CheckpointConfig, onnx: Values) -> ModelFolder:
@@ -328,10 +339,18 @@ def _graphs(path: Path, config: CheckpointConfig, onnx: Values) -> OnnxModel:
         text=_graph(path, onnx, "text_graph"),
         label=_graph(path, onnx, "label_graph") if bi_encoder else None,
         scorer=_graph(path, onnx, "scorer_graph") if scorer_graph else None,
+        weights=_weights_of_graphs(path, onnx),
         precision=onnx.one_of("precision", ("fp32", "int8")),
         scale=onnx.section("scorer").positive("scale") if outside else 1.0,
         bias=onnx.section("scorer").number("bias") if outside else 0.0,
     )
+
+
+def _weights_of_graphs(path: Path, onnx: Values) -> ModelFile | None:
+    if onnx.values.get("weights") is None:
+        return None
+    weights = onnx.section("weights")
+    return ModelFile(_inside(path, weights.get("file", str)), weights.get("sha256", str))
 
 
 def _graph(path: Path, onnx: Values, name: str) -> Graph:

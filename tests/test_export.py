@@ -94,8 +94,11 @@ def test_an_exported_model_runs_without_pytorch_and_says_what_it_is(
     assert report.logit_difference < 1e-4
     assert (report.texts, report.precision, report.agreement) == (len(builtin_sample()), "fp32", None)
     assert report.megabytes == pytest.approx(folder.size / 1e6, rel=0.01)
-    assert sorted(path.name for path in folder.path.iterdir()) == ["config.json", "text.onnx", "tokenizer.json"]
-    assert folder.onnx and folder.onnx.text.sha256 == file_digest(folder.onnx.text.path)
+    names = sorted(path.name for path in folder.path.iterdir())
+    assert names == ["config.json", "text.onnx", "tokenizer.json", "weights.safetensors"]
+    assert folder.onnx and folder.onnx.weights
+    assert {file.path.name for file in folder.onnx.files} == {"text.onnx", "weights.safetensors"}
+    assert all(file.sha256 == file_digest(file.path) for file in folder.onnx.files)
     assert not folder.has_weights
     config = json.loads((folder.path / "config.json").read_text())
     assert config["onnx"]["parity"]["logit_difference"] == report.logit_difference

@@ -129,6 +129,7 @@ INT8_ONLY = without(PUBLISHED, "onnx/model.onnx")
         ({**SMALL, **INDEX, **SHARDS}, {}, [*INDEX, *SHARDS]),
         ({**CHECKPOINT, **INDEX, **SHARDS}, {}, ["model.safetensors"]),
         (EXPORTED, {"has_onnx_section": True}, ["label.onnx", "text.onnx"]),
+        ({**EXPORTED, "weights.safetensors": b""}, {"has_onnx_section": True}, ["weights.safetensors", "label.onnx", "text.onnx"]),
         ({**EXPORTED, **CHECKPOINT}, {"has_onnx_section": True, "prefer": "torch"}, ["label.onnx", "text.onnx"]),
     ],
 )  # fmt: skip

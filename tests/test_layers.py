@@ -24,7 +24,7 @@ OWNERS = {
     "tqdm": {"cli"},
     "torch": {"model", "backends.pytorch", "export.convert", "training"},
     "transformers": {"model"},
-    "safetensors": {"model", "training"},
+    "safetensors": {"model", "training", "export.saving"},
     "peft": {"model.adapters"},
     "tomli_w": {"training"},
     "huggingface_hub": {"hub"},

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import oracle
 import pytest
+from onnx import numpy_helper
+from safetensors.numpy import load_file
 
 from gliclass_cli.backends.pytorch import open_model
 from gliclass_cli.checkpoint import parse_checkpoint_config
@@ -100,9 +102,14 @@ def test_int8_reads_labels_with_the_same_weights_and_exact_activations(checkpoin
     assert found == pytest.approx(vectors(tmp_path / "onnx", "torch"), abs=1e-4)  # int8 weights read back, no rounding
     alone = [vectors(tmp_path / "onnx", labels=make_labels([name]))[0] for name in LABELS.names]
     assert found == pytest.approx(np.stack(alone), abs=1e-6)
-    # The weights are not stored twice: without the texts' graph the labels' one cannot be loaded.
-    constants = onnx.load(str(tmp_path / "onnx" / "label.onnx"), load_external_data=False).graph.initializer
-    assert all(len(constant.raw_data) < 1024 for constant in constants)
+    # The weights are not stored twice: both graphs name them in one file, which anyone can read.
+    stored = load_file(tmp_path / "onnx" / "weights.safetensors")
+    for role in ("text", "label"):
+        constants = onnx.load(str(tmp_path / "onnx" / f"{role}.onnx"), load_external_data=False).graph.initializer
+        assert all(len(constant.raw_data) < 1024 for constant in constants)
+        whole = onnx.load(str(tmp_path / "onnx" / f"{role}.onnx")).graph.initializer
+        large = {constant.name: numpy_helper.to_array(constant) for constant in whole if len(constant.raw_data) >= 1024}
+        assert large and all(np.array_equal(stored[name], value) for name, value in large.items())
     config = json.loads((tmp_path / "onnx" / "config.json").read_text("utf-8"))
     config["onnx"]["label_graph"] = config["onnx"]["text_graph"]
     (tmp_path / "onnx" / "config.json").write_text(json.dumps(config), "utf-8")

@@ -11,7 +11,7 @@ import onnxruntime
 from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import ModelUnusable, OutOfMemory
-from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, check_digest
+from gliclass_cli.model_folder import Graph, ModelFolder, OnnxModel, check_digests
 
 # More tokens in one run do not compute faster, and leave the processor's cache.
 _BATCH_TOKENS = 256
@@ -29,14 +29,14 @@ class OnnxBackend:
 
     def __init__(self, folder: ModelFolder, onnx: OnnxModel, *, threads: int) -> None:
         """Load the graphs. Raises ModelUnusable."""
+        # A changed byte can end the process inside of ONNX Runtime; data outside of the folder it refuses.
+        # The bundled files came with the package, and `gliclass doctor` checks them: tag starts sooner.
+        if not folder.bundled:
+            check_digests(onnx)
         graphs: dict[Part, Graph | None] = {"text": onnx.text, "label": onnx.label, "scorer": onnx.scorer}
         sessions: dict[Path, Any] = {}
         for graph in graphs.values():
             if graph is not None and graph.path not in sessions:
-                # A changed byte can end the process inside of ONNX Runtime; data outside of the folder it refuses.
-                # The bundled graph came with the package, and `gliclass doctor` checks it: tag starts sooner.
-                if not folder.bundled:
-                    check_digest(graph)
                 sessions[graph.path] = _open_session(graph, published=onnx.published)
         self._graphs = {part: (graph, sessions[graph.path]) for part, graph in graphs.items() if graph is not None}
         self._pad = folder.pad

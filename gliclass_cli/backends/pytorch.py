@@ -10,7 +10,7 @@ from gliclass_cli.backends import Arrays, Part
 from gliclass_cli.decoding import Floats
 from gliclass_cli.errors import ModelUnusable, OutOfMemory
 from gliclass_cli.model import GliclassModel, load_model, merge_lora, restore_model
-from gliclass_cli.model_folder import ModelFolder, check_digest
+from gliclass_cli.model_folder import ModelFolder, check_digests
 
 _CPU_TOKENS = 1024
 _CUDA_TOKENS = 32_768
@@ -110,7 +110,7 @@ def open_model(
         model = load_model(folder.path, folder.config, device=device, dtype=dtype)
     else:
         onnx = folder.onnx
-        check_digest(onnx.text)
+        check_digests(onnx)
         model = restore_model(
             onnx.text.path, folder.config, scale=onnx.scale, bias=onnx.bias, device=device, dtype=dtype
         )

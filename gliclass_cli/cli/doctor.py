@@ -31,7 +31,7 @@ def doctor(options: DoctorOptions) -> None:
     """Check the installation.
 
     Shows versions, the cores that may be used, what the configuration file and the environment set, and the model;
-    checks the model's file against its digest and its answer to an example against the one it was shipped with.
+    checks the model's files against their digests and its answer to an example against the one it was shipped with.
     Exit code 4 if anything is wrong.
     """
     from gliclass_cli.cli.app import app as gliclass
@@ -111,15 +111,15 @@ def _shown(value: Any) -> str:
 
 
 def _check_model(options: DoctorOptions) -> dict[str, Any]:
-    """Compare the graphs with their digests, load them, and compare the answer with the one expected."""
+    """Compare the files with their digests, load them, and compare the answer with the one expected."""
     from gliclass_cli.classifier import Classifier
     from gliclass_cli.errors import ModelUnusable
     from gliclass_cli.loading import open_folder
-    from gliclass_cli.model_folder import check_digest
+    from gliclass_cli.model_folder import check_digests
 
     opened = open_folder(options.model, options.runtime())
-    for graph in opened.onnx.graphs if opened.onnx and opened.bundled else ():  # of others loading checks it
-        check_digest(graph)
+    if opened.onnx and opened.bundled:  # of others loading checks them
+        check_digests(opened.onnx)
     classifier = Classifier.load(options.model, runtime=options.runtime())
     folder = classifier.folder
     report = {"model": " ".join((folder.name, folder.version, f"in {folder.path}")), "runs_on": classifier.backend}

@@ -140,7 +140,7 @@ def describe(folder: ModelFolder) -> dict[str, str | int | bool]:
         "label_template": " | ".join(folder.label_templates),
         "labels_first": config.prompt_first,
         "size": _megabytes(folder),
-        "sha256": file_digest(folder.onnx.text.path) if folder.onnx else "",
+        "sha256": file_digest((folder.onnx.weights or folder.onnx.text).path) if folder.onnx else "",
         "path": str(folder.path),
     }
     return {name: value for name, value in values.items() if value != ""}

@@ -1,6 +1,5 @@
 """Make an ONNX model of a checkpoint: build its graphs, compare them with PyTorch on real text, only then keep it."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from gliclass_cli.errors import ModelUnusable, OutputFailed, UsageProblem
 from gliclass_cli.export.bert_graph import BertConfig, Pooling, build_bert_graph, known_pooling, measure_activations
 from gliclass_cli.export.graphs import build_graphs
 from gliclass_cli.export.label_graph import build_label_graph
+from gliclass_cli.export.saving import save_graphs
 from gliclass_cli.labels import LabelSet, make_labels
 from gliclass_cli.loading import open_backend
 from gliclass_cli.model_folder import FORMAT_VERSION, ModelFolder, read_model_folder
@@ -244,12 +244,11 @@ def _write(
     """Write graphs, tokenizers and configuration, and return the new folder."""
     part.mkdir(parents=True)
     graphs = _build(folder, model, precision, samples, exact_layers)
-    sections = {f"{role}_graph": _save(graph, part / f"{role}.onnx") for role, graph in graphs.items()}
+    if folder.config.shared_encoder and precision == "int8" and _bert_pooling(folder):
+        graphs = {**graphs, "label": build_label_graph(graphs["text"])}
+    sections = save_graphs(graphs, part)
     if folder.config.shared_encoder:
-        sections["label_graph"] = sections["text_graph"]
-        if precision == "int8" and _bert_pooling(folder):
-            labels = build_label_graph(graphs["text"], (part / "text.onnx").read_bytes(), "text.onnx")
-            sections["label_graph"] = _save(labels, part / "label.onnx")
+        sections.setdefault("label_graph", sections["text_graph"])
     shutil.copyfile(folder.tokenizer, part / "tokenizer.json")
     apart = folder.label_tokenizer != folder.tokenizer
     if apart:
@@ -323,18 +322,6 @@ def _configuration(model: Any, *names: str) -> Mapping[str, Any]:
             values: Mapping[str, Any] = getattr(model, name).config.to_dict()
             return values
     return {}
-
-
-def _save(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
-    """Write a graph, and return how to run it."""
-    data = graph.SerializeToString(deterministic=True)
-    path.write_bytes(data)
-    return {
-        "file": path.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "inputs": [item.name for item in graph.graph.input],
-        "output": graph.graph.output[0].name,
-    }
 
 
 def _complete(exported: ModelFolder, report: Mapping[str, Any]) -> None:

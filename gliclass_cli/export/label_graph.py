@@ -2,10 +2,8 @@
 
 What rounding does to a label's vector is the same for all texts of a run, and with few labels it decides between them;
 what it does to a text's vector evens out over texts. Labels are encoded once a run, so they can be read with more
-care. The graph holds no weights: it names their bytes inside the texts' graph, as external data of ONNX.
+care.
 """
-
-from typing import Final
 
 import onnx
 from onnx import TensorProto, helper
@@ -13,12 +11,9 @@ from onnx import TensorProto, helper
 from gliclass_cli.export.bert_graph import TOKEN_SCALE
 from gliclass_cli.export.builder import MICROSOFT
 
-# Smaller constants are stored a second time; naming their bytes would take as many.
-_SMALL: Final = 1024
 
-
-def build_label_graph(text: onnx.ModelProto, data: bytes, file: str) -> onnx.ModelProto:
-    """Return the graph of labels for the int8 graph that `bert_graph` built, whose bytes ``data`` are in ``file``."""
+def build_label_graph(text: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph of labels for the int8 graph that `bert_graph` built, with those of its constants it needs."""
     model = onnx.ModelProto()
     model.CopyFrom(text)
     graph = model.graph
@@ -27,7 +22,7 @@ def build_label_graph(text: onnx.ModelProto, data: bytes, file: str) -> onnx.Mod
     constants = [constant for constant in graph.initializer if constant.name in used]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(_elsewhere(constant, data, file) for constant in constants)
+    graph.initializer.extend(constants)
     return model
 
 
@@ -70,17 +65,3 @@ def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodePro
             needed.update(node.input)
             kept.append(node)
     return kept[::-1]
-
-
-def _elsewhere(constant: onnx.TensorProto, data: bytes, file: str) -> onnx.TensorProto:
-    """Return a constant that names its bytes in a file instead of holding them."""
-    raw = constant.raw_data
-    if len(raw) < _SMALL:
-        return constant
-    named = onnx.TensorProto()
-    named.CopyFrom(constant)
-    named.ClearField("raw_data")
-    named.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", file), ("offset", data.index(raw)), ("length", len(raw))):
-        named.external_data.add(key=key, value=str(value))
-    return named

@@ -281,7 +281,11 @@ def _method(job: Job, folder: ModelFolder, model: GliclassModel, device: torch.d
 
 def _fingerprint(job: Job, folder: ModelFolder) -> str:
     """Return a digest of all that decides what a run computes, but for the machine."""
-    weights = [folder.onnx.text.path] if folder.onnx and not folder.has_weights else folder.path.glob("*.safetensors")
+    weights = (
+        [file.path for file in folder.onnx.files]
+        if folder.onnx and not folder.has_weights
+        else folder.path.glob("*.safetensors")
+    )
     held = {
         "settings": to_tables(job.settings),
         "weights": [file_digest(path) for path in sorted(weights)],
