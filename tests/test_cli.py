@@ -814,14 +814,16 @@ def test_doctor(tmp_path: Path) -> None:
     assert (broken.exit_code, json.loads(broken.stdout)["ready"]) == (4, False)
 
 
-def test_any_changed_byte_of_an_exported_graph_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+def test_any_changed_byte_of_an_exported_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     folder = shutil.copytree(EXAMPLES.parent / "gliclass_cli" / "default_model", tmp_path / "model")
-    data = (folder / "text.onnx").read_bytes()
-    for place in (0, len(data) // 2, len(data) - 1):
-        (folder / "text.onnx").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        result = gliclass("tag", "a", *LABELS, "--model", str(folder))
-        assert (result.exit_code, result.stdout) == (4, "")
-        assert "text.onnx: is not the file it should be (SHA-256 differs)" in result.stderr
+    for name in ("text.onnx", "label.onnx", "weights.safetensors"):
+        data = (folder / name).read_bytes()
+        for place in (0, len(data) // 2, len(data) - 1):
+            (folder / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            result = gliclass("tag", "a", *LABELS, "--model", str(folder))
+            assert (result.exit_code, result.stdout) == (4, "")
+            assert f"{name}: is not the file it should be (SHA-256 differs)" in result.stderr
+        (folder / name).write_bytes(data)
 
 
 def test_rows_that_are_too_long_are_errors_and_no_rejects(tmp_path: Path) -> None:

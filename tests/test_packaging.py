@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gliclass_cli import __version__
-from gliclass_cli.model_folder import find_model, read_model_folder
+from gliclass_cli.model_folder import file_digest, find_model, read_model_folder
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -66,8 +66,9 @@ def test_the_bundled_model_is_small_and_has_its_licence() -> None:
     assert {"README.md", "LICENSE", "THIRD_PARTY_NOTICES", "config.json", "tokenizer.json"} <= {
         path.name for path in folder.path.iterdir()
     }
-    assert folder.onnx and folder.onnx.text.sha256
-    assert folder.onnx.text.sha256 in (folder.path / "README.md").read_text("utf-8")
+    assert folder.onnx and folder.onnx.weights
+    card = (folder.path / "README.md").read_text("utf-8")
+    assert all(file.sha256 == file_digest(file.path) and file.sha256 in card for file in folder.onnx.files)
 
 
 def test_constraints_pin_every_version() -> None:

@@ -252,7 +252,7 @@ def test_a_student_is_every_second_layer_and_learns_the_vectors(tiny: Path, tmp_
     settings.write_text("[sampling]\nmax_labels = 4\n", "utf-8")
     monkeypatch.setattr(student, "SETTINGS", settings)
     output = tmp_path / "out"
-    arguments = ["--teacher", str(tiny), "--data", str(data), "--steps", "61", "--batch", "4", "--lr", "1e-2"]
+    arguments = ["--teacher", str(tiny), "--data", str(data), "--steps", "61", "--characters", "200", "--lr", "1e-2"]
     monkeypatch.setattr(sys, "argv", ["student", *arguments, "--output", str(output)])
     student.main()
     cosines = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
@@ -261,3 +261,6 @@ def test_a_student_is_every_second_layer_and_learns_the_vectors(tiny: Path, tmp_
     assert 2 * len(taught.encoder_model.encoder.layer) == len(teacher.encoder_model.encoder.layer)
     table = "encoder_model.embeddings.word_embeddings.weight"
     assert torch.equal(taught.get_parameter(table), teacher.get_parameter(table))
+    monkeypatch.setattr(sys, "argv", ["student", *arguments, "--start", str(output), "--output", str(tmp_path / "on")])
+    student.main()  # goes on where it was
+    assert float(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2]) > cosines[0]
