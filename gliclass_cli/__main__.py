@@ -10,8 +10,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until rows are computed Ctrl-C ends the process as it ends any other: at once, without a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # No command multiplies large matrices with numpy: threads for that would only make the start longer.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if sys.argv[1:2] != ["export"]:  # the others multiply no large matrices with numpy: threads only delay the start
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _open_closed_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         from gliclass_cli import __version__
