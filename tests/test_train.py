@@ -467,12 +467,12 @@ def test_adapters_are_trained_loaded_and_merged(
     checkpoints: dict[str, Path], rows: Path, tmp_path: Path, kind: str
 ) -> None:
     adapter, base = tmp_path / "adapter", str(checkpoints[kind])
-    steps = {"uni-encoder": "150", "decoder-kv": "50"}.get(kind, "20")  # enough for these to learn: the others move
+    steps = STEPS.get(kind, "150")
     metrics = train(
         rows, adapter, "--model", base, "--lora", "--lora-rank", "8", *FAST, "--lr", "3e-3", "--steps", steps
     )
     losses = [line["loss"] for line in metrics]
-    assert len(losses) == 20 or np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert (adapter / "adapter_model.safetensors").stat().st_size < 0.7 * (
         checkpoints[kind] / "model.safetensors"
     ).stat().st_size

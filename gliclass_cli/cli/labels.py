@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gliclass_cli.cells import cells, fit
-from gliclass_cli.cli.options import command, label_template, option
+from gliclass_cli.cli.options import command, label_template, new_app, option
 from gliclass_cli.errors import ExitCode, UsageProblem
 from gliclass_cli.files import read_text_file
 from gliclass_cli.labels import LabelProblem, LabelSet, parse_label_file
@@ -20,7 +20,7 @@ from gliclass_cli.runtime import Runtime
 if TYPE_CHECKING:
     from gliclass_cli.composer import Composer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = new_app(no_args_is_help=True)
 
 
 @app.callback()

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from gliclass_cli.cli.options import Backend, Precision, command, option
+from gliclass_cli.cli.options import Backend, Precision, command, new_app, option
 from gliclass_cli.cli.terminal import say
 from gliclass_cli.errors import ModelUnusable, UsageProblem
 from gliclass_cli.model_folder import DEFAULT_MODEL, ModelFolder, file_digest
 from gliclass_cli.runtime import Runtime
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = new_app(no_args_is_help=True)
 
 
 @app.callback()

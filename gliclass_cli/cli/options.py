@@ -107,10 +107,14 @@ def command(app: typer.Typer, kind: type[Options], name: str, **settings: Any) -
     return register
 
 
+def new_app(**settings: Any) -> typer.Typer:
+    """Return an application with plain help, which starts in a third of the time that rich help takes."""
+    return typer.Typer(add_completion=False, rich_markup_mode=None, **settings)
+
+
 def application(function: Callable[[Options], None], kind: type[Options], name: str, **settings: Any) -> typer.Typer:
     """Return an application whose one command is a function of one options dataclass."""
-    # Plain help starts in a third of the time that rich help takes.
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app = new_app()
     command(app, kind, name, **settings)(function)
     return app
 
